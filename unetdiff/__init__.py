@@ -1,0 +1,44 @@
+"""One timestep-conditioned U-Net for denoising diffusion and for segmentation, in 1-D, 2-D and 3-D.
+
+The public names below load on first use, so `import unetdiff` costs nothing until then.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+__version__ = "0.1.0"
+
+_HOMES = {
+    "UNet": "unetdiff.models.unet",
+    "UNetOutput": "unetdiff.models.unet",
+    "UNetSpec": "unetdiff.spec",
+    "Norm": "unetdiff.spec",
+    "NormPlacement": "unetdiff.spec",
+    "Site": "unetdiff.spec",
+    # diffusers asks the package that a component names for the base class of its models.
+    "ModelMixin": "diffusers",
+}
+
+__all__ = [*sorted(set(_HOMES) - {"ModelMixin"}), "__version__"]
+
+if TYPE_CHECKING:
+    from unetdiff.models.unet import UNet as UNet
+    from unetdiff.models.unet import UNetOutput as UNetOutput
+    from unetdiff.spec import Norm as Norm
+    from unetdiff.spec import NormPlacement as NormPlacement
+    from unetdiff.spec import Site as Site
+    from unetdiff.spec import UNetSpec as UNetSpec
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOMES:
+        raise AttributeError(f"module 'unetdiff' has no attribute {name!r}")
+    value = getattr(importlib.import_module(_HOMES[name]), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *_HOMES})

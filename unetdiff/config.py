@@ -1,0 +1,312 @@
+"""Run settings: frozen dataclasses, a YAML file, the command line. No torch, so that `--help` answers at once.
+
+A command reads `python SCRIPT CONFIG.yaml --group.key value ...`: the file first, then the overrides. The complete
+settings of a run are saved beside it as `config.yaml`, which is itself a file that the command takes.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+import sys
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal, NoReturn
+
+from unetdiff.diffusion.options import (
+    SamplerName,
+    ScheduleName,
+    TargetName,
+    VarianceName,
+    WeightingName,
+    check_combination,
+)
+from unetdiff.presets import preset
+from unetdiff.spec import Architecture, check_choices
+
+Precision = Literal["auto", "float32", "bf16", "fp16"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class ModelConfig(Architecture):
+    """The network. `preset` names one of the literature; settings given beside it replace its own.
+
+    Args:
+        preset: `ddpm_cifar10`, `adm_64`, or none.
+        class_conditional: condition on the labels where the data has them.
+        gradient_checkpointing: recompute blocks in the backward pass: less memory, about a third more time.
+    """
+
+    preset: str | None = None
+    class_conditional: bool = True
+    gradient_checkpointing: bool = False
+
+
+@dataclass(frozen=True, kw_only=True)
+class DiffusionConfig:
+    """The noise.
+
+    Args:
+        target: what the network predicts: `epsilon`, `x0` or `v`.
+        schedule: `linear` (Ho et al. 2020), `cosine` (Nichol & Dhariwal 2021), `zero_terminal_snr` (Lin et al. 2024).
+        weighting: of the loss over noise levels: `uniform`, `min_snr` (Hang et al. 2023), `truncated_snr`.
+        variance: `fixed`, or `learned` (Nichol & Dhariwal 2021).
+        min_snr_gamma: where `min_snr` clips. num_train_timesteps: number of noise levels.
+        label_dropout: share of labels replaced by the null class in training, for classifier-free guidance.
+    """
+
+    target: TargetName = "v"
+    schedule: ScheduleName = "cosine"
+    weighting: WeightingName = "uniform"
+    variance: VarianceName = "fixed"
+    min_snr_gamma: float = 5.0
+    num_train_timesteps: int = 1000
+    label_dropout: float = 0.1
+
+    def __post_init__(self) -> None:
+        check_choices(self)
+        check_combination(target=self.target, weighting=self.weighting, variance=self.variance, schedule=self.schedule)
+        if not 0 <= self.label_dropout < 1:
+            raise ValueError(f"diffusion.label_dropout is {self.label_dropout}; expected 0 <= label_dropout < 1")
+        if self.num_train_timesteps < 2:
+            raise ValueError(f"diffusion.num_train_timesteps is {self.num_train_timesteps}; expected at least 2")
+
+
+@dataclass(frozen=True, kw_only=True)
+class DataConfig:
+    """Where samples come from.
+
+    Args:
+        source: `digits` (embedded real digits), `waveforms` (generated signals), `blobs` (generated volumes),
+            `folder` (images, flat or one subfolder per class), `dataset` (parquet files or a hub name), `npy`.
+        path: the folder, file or hub name. image_column, label_column: columns of a `dataset`.
+        size: resize so that the short side fits and crop; none: all samples must have one size.
+        validation_fraction: held out where the source has no split of its own.
+        random_flip: mirror half of the training samples along the last axis.
+        random_crop: shift training samples by up to this many positions (reflected at the border).
+        workers: loader processes per training process.
+    """
+
+    source: Literal["digits", "waveforms", "blobs", "folder", "dataset", "npy"] = "digits"
+    path: str | None = None
+    image_column: str = "image"
+    label_column: str | None = "label"
+    size: int | list[int] | None = None
+    validation_fraction: float = 0.02
+    random_flip: bool = False
+    random_crop: int = 0
+    workers: int = 0
+
+    def __post_init__(self) -> None:
+        check_choices(self)
+        if not 0 <= self.validation_fraction < 1:
+            raise ValueError(f"data.validation_fraction is {self.validation_fraction}; expected 0 <= fraction < 1")
+        if self.workers < 0 or self.random_crop < 0:
+            raise ValueError("data.workers and data.random_crop are counts; expected 0 or more")
+
+
+@dataclass(frozen=True, kw_only=True)
+class EmaConfig:
+    """Averages of the weights; the first one is what samples by default.
+
+    Args:
+        kind: `power` (power-function profiles, Karras et al. 2024, section 3.1), `decay` (plain exponential), `none`.
+        widths: relative standard deviation of each power-function profile, above 0 and below 0.289.
+        decay: of the plain exponential, with the warm-up min(decay, (1 + step) / (10 + step)).
+    """
+
+    kind: Literal["power", "decay", "none"] = "power"
+    widths: list[float] = field(default_factory=lambda: [0.1])
+    decay: float = 0.9999
+
+    def __post_init__(self) -> None:
+        check_choices(self)
+        if self.kind == "power" and (not self.widths or not all(0 < width < 0.2886 for width in self.widths)):
+            raise ValueError(f"ema.widths is {self.widths}; expected widths above 0 and below 0.2886")
+        if not 0 <= self.decay < 1:
+            raise ValueError(f"ema.decay is {self.decay}; expected 0 <= decay < 1")
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainConfig:
+    """The loop.
+
+    Args:
+        steps: optimizer steps. batch_size: samples per step, all processes and accumulation together.
+        accumulation: micro-batches per process and step.
+        learning_rate: peak rate of AdamW; warmup_steps: linear rise to it; decay: what follows, over `steps`.
+        betas, weight_decay: of AdamW. gradient_clip: largest norm of the gradient.
+        precision: `auto` times a few steps in float32 and in bf16 and takes what pays; stored with the run.
+        compile: compile the network with torch.compile.
+        checkpoint_every, keep_checkpoints: steps between checkpoints, and how many to keep.
+        log_every, validate_every, sample_every: steps between log lines, validation losses and sample grids
+            (0: never); the last step validates and samples in any case.
+        validation_size: samples of the validation loss. sample_count: samples in a grid.
+        non_finite_limit: stop after this many steps in a row with a non-finite loss or gradient.
+        tensorboard: write TensorBoard events (needs the `track` extra).
+        processes: how many processes there must be; none: as many as were started.
+    """
+
+    steps: int = 10_000
+    batch_size: int = 64
+    accumulation: int = 1
+    learning_rate: float = 2e-4
+    warmup_steps: int = 100
+    decay: Literal["constant", "linear", "cosine", "inverse_sqrt"] = "constant"
+    betas: list[float] = field(default_factory=lambda: [0.9, 0.999])
+    weight_decay: float = 0.0
+    gradient_clip: float = 1.0
+    precision: Precision = "auto"
+    compile: bool = False
+    checkpoint_every: int = 1000
+    keep_checkpoints: int = 2
+    log_every: int = 10
+    validate_every: int = 1000
+    sample_every: int = 1000
+    validation_size: int = 256
+    sample_count: int = 64
+    non_finite_limit: int = 10
+    tensorboard: bool = False
+    processes: int | None = None
+
+    def __post_init__(self) -> None:
+        check_choices(self)
+        for name in ("steps", "batch_size", "accumulation", "checkpoint_every", "keep_checkpoints", "log_every"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"train.{name} is {getattr(self, name)}; expected at least 1")
+        if self.learning_rate <= 0 or self.gradient_clip <= 0:
+            raise ValueError("train.learning_rate and train.gradient_clip must be above 0")
+
+
+@dataclass(frozen=True, kw_only=True)
+class SamplingConfig:
+    """How the grids of a run are sampled, and what `sample/images.py` takes by default."""
+
+    sampler: SamplerName = "dpmpp"
+    steps: int = 20
+    guidance: float = 1.0
+
+    def __post_init__(self) -> None:
+        check_choices(self)
+        if self.steps < 1:
+            raise ValueError(f"sampling.steps is {self.steps}; expected at least 1")
+
+
+@dataclass(frozen=True, kw_only=True)
+class DenoiseConfig:
+    """Everything that a denoising run is made of; `run_dir` none: runs/ and the settings file's name."""
+
+    run_dir: str | None = None
+    seed: int = 0
+    model: ModelConfig = field(default_factory=ModelConfig)
+    diffusion: DiffusionConfig = field(default_factory=DiffusionConfig)
+    data: DataConfig = field(default_factory=DataConfig)
+    train: TrainConfig = field(default_factory=TrainConfig)
+    ema: EmaConfig = field(default_factory=EmaConfig)
+    sampling: SamplingConfig = field(default_factory=SamplingConfig)
+
+    @property
+    def folder(self) -> Path:
+        """The run folder."""
+        assert self.run_dir is not None
+        return Path(self.run_dir)
+
+
+def fail(message: object) -> NoReturn:
+    """End the command with one sentence on standard error and exit code 2 (said once, by the first process)."""
+    if os.environ.get("RANK", "0") == "0":
+        print("error: " + " ".join(str(message).split()), file=sys.stderr)
+    raise SystemExit(2)
+
+
+@contextmanager
+def user_errors() -> Iterator[None]:
+    """Turn a `ValueError` or `OSError` of the set-up into one sentence and exit code 2, without a traceback."""
+    try:
+        yield
+    except (ValueError, OSError) as error:
+        fail(error)
+
+
+def parse_denoise(arguments: Sequence[str], program: str = "train/denoise.py") -> DenoiseConfig:
+    """The settings of a denoising run from a command line: `[CONFIG] [--group.key value ...]`.
+
+    A wrong setting ends the program with one sentence and exit code 2; `--help` and `--print_config` end it too.
+    """
+    from jsonargparse import ArgumentError, ArgumentParser
+
+    arguments = list(arguments)
+    if arguments and not arguments[0].startswith("-"):
+        arguments.insert(0, "--config")
+    with user_errors():
+        file = _value_of(arguments, "--config")
+        if file is not None and not Path(file).is_file():
+            raise ValueError(f"there is no settings file {file}")
+        parser = ArgumentParser(
+            prog=f"python {program} [CONFIG]",
+            description="Train a denoiser. CONFIG is a YAML file; every setting below overrides it.",
+            exit_on_error=False,
+        )
+        parser.add_argument("--config", action="config", help="settings file (YAML); CONFIG for short")
+        parser.add_class_arguments(DenoiseConfig, as_group=False)
+        parser.set_defaults(_preset_defaults(arguments, file))
+        if file is not None:
+            parser.set_defaults({"run_dir": str(Path("runs") / Path(file).stem)})
+        try:
+            parsed = parser.instantiate_classes(parser.parse_args(arguments))
+        except ArgumentError as error:
+            raise ValueError(error) from error
+        entries = {entry.name: parsed[entry.name] for entry in dataclasses.fields(DenoiseConfig)}
+        config = DenoiseConfig(**entries)
+        if config.run_dir is None:
+            raise ValueError("no run folder: give a CONFIG file, or --run_dir DIR")
+    return config
+
+
+def _value_of(arguments: Sequence[str], option: str) -> str | None:
+    """The last value of a command-line option, written `--option value` or `--option=value`."""
+    value = None
+    for place, argument in enumerate(arguments):
+        if argument == option and place + 1 < len(arguments):
+            value = arguments[place + 1]
+        elif argument.startswith(option + "="):
+            value = argument.partition("=")[2]
+    return value
+
+
+def _preset_defaults(arguments: Sequence[str], file: str | None) -> dict[str, Any]:
+    """The settings of the preset that the command line or the file names, as defaults for the parser."""
+    name = _value_of(arguments, "--model.preset")
+    if name is None and file is not None:
+        name = (read_yaml(file).get("model") or {}).get("preset")
+    if name in (None, "null"):
+        return {}
+    known = {entry.name for entry in dataclasses.fields(Architecture)}
+    return {f"model.{key}": value for key, value in preset(name).items() if key in known}
+
+
+def read_yaml(path: str | Path) -> dict[str, Any]:
+    """A YAML file that holds settings; `ValueError` names the file where it does not."""
+    import yaml
+
+    try:
+        value = yaml.safe_load(Path(path).read_text())
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise ValueError(f"{path} is not a YAML file: {error}") from error
+    if not isinstance(value, dict):
+        raise ValueError(f"{path} holds no settings; expected groups such as model: and train:")
+    return value
+
+
+def to_plain(config: Any) -> dict[str, Any]:
+    """A settings dataclass as nested dictionaries of YAML values, complete, unset values included."""
+    return dataclasses.asdict(config)
+
+
+def write_yaml(config: Any, path: Path) -> None:
+    """Save complete settings so that the same command, given this file, does the same."""
+    import yaml
+
+    path.write_text(yaml.safe_dump(to_plain(config), sort_keys=False, width=100))

@@ -1,0 +1,200 @@
+"""The whole U as a flat list of steps: pure data, no tensors. The network builds what the plan says and walks it."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Literal
+
+from unetdiff.spec import LevelSpec, NormPlacement, UNetSpec
+
+Side = Literal["encoder", "middle", "decoder", "head"]
+Kind = Literal["stem", "block", "down", "up", "head"]
+
+
+@dataclass(frozen=True, slots=True)
+class Step:
+    """One step of a walk through the U.
+
+    name: its key in the state dict. level: 0 is the finest. in_channels: before the skip. skip: channels of the
+    saved feature that this step takes (0: none). heads: attention heads (0: no attention after the block).
+    saves: whether its output is kept for the decoder. stride: per axis, for `down` and `up`.
+    parameters: how many numbers it learns; operations: multiplications and additions for one sample (filled in
+    by `UNet.plan`).
+    """
+
+    name: str
+    side: Side
+    kind: Kind
+    level: int
+    in_channels: int
+    out_channels: int
+    skip: int = 0
+    heads: int = 0
+    saves: bool = False
+    stride: tuple[int, ...] = ()
+    parameters: int = 0
+    operations: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """The steps of a network in the order in which they run, and what its table needs besides."""
+
+    steps: tuple[Step, ...]
+    placement: NormPlacement
+    resampling: tuple[str, str]
+    embedding_parameters: int = 0
+    size: tuple[int, ...] = ()
+
+    def side(self, side: Side) -> tuple[Step, ...]:
+        """The steps of one side."""
+        return tuple(step for step in self.steps if step.side == side)
+
+    @property
+    def multiple(self) -> tuple[int, ...]:
+        """Per axis, what the input's size must be a multiple of: the product of all strides."""
+        strides = [step.stride for step in self.steps if step.kind == "down"]
+        dims = len(self.steps[0].stride)
+        return tuple(math.prod(stride[axis] for stride in strides) for axis in range(dims))
+
+    @property
+    def features(self) -> tuple[Step, ...]:
+        """The steps whose outputs the encoder returns, fine to coarse."""
+        return tuple(step for step in self.side("encoder") if step.saves)
+
+    def __str__(self) -> str:
+        return _table(self)
+
+
+def make_plan(spec: UNetSpec) -> Plan:
+    """The plan of the network that `spec` describes."""
+    encoder = _encoder(spec, spec.levels("encoder", spec.dims))
+    middle = _middle(spec)
+    decoder = _decoder(spec, spec.levels("decoder", spec.dims), encoder)
+    width = decoder[-1].out_channels
+    heads = [Step(name, "head", "head", 0, width, channels) for name, channels in spec.outputs.items()]
+    taken = {step.skip_from for step in decoder}
+    kept = [replace(step, saves=step.name in taken) for step in encoder]
+    plain = [step.step for step in decoder]
+    return Plan((*kept, *middle, *plain, *heads), spec.placement, (spec.downsample, spec.upsample))
+
+
+def _encoder(spec: UNetSpec, levels: Sequence[LevelSpec]) -> list[Step]:
+    """Stem, then the blocks of each level with a step down between levels."""
+    width = levels[0].channels
+    steps = [Step("stem", "encoder", "stem", 0, spec.in_channels, width, stride=(1,) * spec.dims)]
+    for number, level in enumerate(levels):
+        for block, attends in enumerate(level.attention):
+            heads = spec.heads_at(level.channels) if attends else 0
+            name = f"level{number}_block{block}"
+            steps.append(Step(name, "encoder", "block", number, width, level.channels, heads=heads))
+            width = level.channels
+        if number + 1 < len(levels):
+            steps.append(Step(f"level{number}_down", "encoder", "down", number + 1, width, width, stride=level.stride))
+    return steps
+
+
+def _middle(spec: UNetSpec) -> list[Step]:
+    """Block, attention, block at the coarsest level."""
+    width, last = spec.channels[-1], len(spec.channels) - 1
+    heads = spec.heads_at(width) if spec.middle_attention else 0
+    return [
+        Step("middle_block0", "middle", "block", last, width, width, heads=heads),
+        Step("middle_block1", "middle", "block", last, width, width),
+    ]
+
+
+@dataclass(frozen=True, slots=True)
+class _Taking:
+    """A decoder step and the encoder step whose output it takes."""
+
+    step: Step
+    skip_from: str | None = None
+
+    @property
+    def out_channels(self) -> int:
+        return self.step.out_channels
+
+
+def _decoder(spec: UNetSpec, levels: Sequence[LevelSpec], encoder: Sequence[Step]) -> list[_Taking]:
+    """The blocks of each level, coarse to fine, with a step up between levels.
+
+    A level's blocks take that level's saved features, the latest first; a shorter decoder takes the latest only,
+    and blocks beyond the last feature take none.
+    """
+    width = levels[-1].channels
+    steps: list[_Taking] = []
+    for number in reversed(range(len(levels))):
+        level = levels[number]
+        sources = [step for step in encoder if step.level == number]
+        for block, attends in enumerate(level.attention):
+            source = sources.pop() if sources else None
+            skip = source.out_channels if source else 0
+            heads = spec.heads_at(level.channels) if attends else 0
+            name = f"level{number}_block{block}"
+            step = Step(name, "decoder", "block", number, width, level.channels, skip=skip, heads=heads)
+            steps.append(_Taking(step, source.name if source else None))
+            width = level.channels
+        if number:
+            stride = levels[number - 1].stride
+            up = Step(f"level{number}_up", "decoder", "up", number - 1, width, width, stride=stride)
+            steps.append(_Taking(up))
+    return steps
+
+
+def _site_text(plan: Plan, step: Step) -> str:
+    """Where this step normalises, and with what."""
+    if step.kind == "stem":
+        return "" if plan.placement.input.kind == "none" else plan.placement.input.kind
+    if step.kind == "head":
+        return "" if plan.placement.out.kind == "none" else f"pre {plan.placement.out.kind}"
+    if step.kind in ("down", "up") and plan.resampling[step.kind == "up"] != "residual":
+        return ""
+    site = plan.placement.site(
+        "middle" if step.side == "middle" else "encoder" if step.side == "encoder" else "decoder"
+    )
+    main = "" if site.main.kind == "none" else f" + main {site.main.kind}"
+    return ("none" if site.pos == "none" else f"{site.pos} {site.norm.kind}") + main
+
+
+def _row(plan: Plan, step: Step) -> list[str]:
+    kind = {"down": plan.resampling[0], "up": plan.resampling[1]}.get(step.kind, "")
+    factor = "x".join(str(entry) for entry in step.stride) if kind else ""
+    return [
+        step.side,
+        step.name,
+        str(step.level),
+        f"{step.in_channels} -> {step.out_channels}",
+        f"+{step.skip}" if step.skip else "saved" if step.saves else "",
+        f"{step.kind} {factor} {kind}" if kind else "",
+        "1 head" if step.heads == 1 else f"{step.heads} heads" if step.heads else "",
+        _site_text(plan, step),
+        f"{step.parameters:,}",
+        f"{step.operations / 1e6:,.1f}",
+    ]
+
+
+def _table(plan: Plan) -> str:
+    """A text table, one row per step, with totals."""
+    header = ["side", "step", "level", "channels", "skip", "resampling", "attention", "norm", "parameters", "Mflop"]
+    rows = [_row(plan, step) for step in plan.steps]
+    parameters = sum(step.parameters for step in plan.steps) + plan.embedding_parameters
+    operations = sum(step.operations for step in plan.steps)
+    embedding = ["", "embedding", *[""] * 6, f"{plan.embedding_parameters:,}", ""]
+    total = ["", "total", *[""] * 6, f"{parameters:,}", f"{operations / 1e6:,.1f}"]
+    table = [header, *rows, embedding, total]
+    widths = [max(len(row[column]) for row in table) for column in range(len(header))]
+    numeric = {len(header) - 2, len(header) - 1}
+    lines = [
+        "  ".join(
+            cell.rjust(width) if column in numeric else cell.ljust(width)
+            for column, (cell, width) in enumerate(zip(row, widths, strict=True))
+        ).rstrip()
+        for row in table
+    ]
+    rule = "-" * max(len(line) for line in lines)
+    size = " x ".join(str(length) for length in plan.size)
+    note = f"operations (2 per multiply-add) for one sample of {size}" if size else ""
+    return "\n".join([lines[0], rule, *lines[1:-2], rule, *lines[-2:], note]).rstrip()

@@ -1,0 +1,210 @@
+"""The U-Net. Read this first: the constructor builds what the plan says, `forward` walks it."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from diffusers import ConfigMixin, ModelMixin
+from diffusers.utils import BaseOutput
+from torch import Tensor, nn
+
+from unetdiff.models.plan import Plan, Step, make_plan
+from unetdiff.models.steps import build_step
+from unetdiff.nn.dims import crop, pad_to_multiple
+from unetdiff.nn.embed import ConditionEmbedding
+from unetdiff.nn.norm import make_norm
+from unetdiff.presets import preset
+from unetdiff.spec import PaddingMode, UNetSpec, from_json
+
+
+@dataclass
+class UNetOutput(BaseOutput):
+    """What a `UNet` returns: `sample`, (N, C, *space), the first head's output; `heads`, every output by name."""
+
+    sample: Tensor
+    heads: dict[str, Tensor]
+
+
+class _Walk(nn.ModuleDict):
+    """Modules by step name, walked in the plan's order; each may be recomputed in the backward pass."""
+
+    gradient_checkpointing = False
+
+    def __init__(self, spec: UNetSpec, steps: Sequence[Step]):
+        super().__init__({step.name: build_step(spec, step) for step in steps})
+        self.steps = tuple(steps)
+
+    def run(self, step: Step, x: Tensor, embedding: Tensor | None, skip: Tensor | None = None) -> Tensor:
+        """One step: (N, C, *space) in and out."""
+        module = self[step.name]
+        if self.gradient_checkpointing and torch.is_grad_enabled():
+            return self._gradient_checkpointing_func(module, x, embedding, skip)  # pyright: ignore
+        return module(x, embedding, skip)
+
+
+class Encoder(_Walk):
+    """(x, embedding) -> the saved features, fine to coarse; `channels` and `levels` say what they will be."""
+
+    def __init__(self, spec: UNetSpec, plan: Plan):
+        super().__init__(spec, plan.side("encoder"))
+        self.channels = [step.out_channels for step in plan.features]
+        self.levels = [step.level for step in plan.features]
+
+    def forward(self, x: Tensor, embedding: Tensor | None = None) -> list[Tensor]:
+        features = []
+        for step in self.steps:
+            x = self.run(step, x, embedding)
+            if step.saves:
+                features.append(x)
+        return features
+
+
+class Decoder(_Walk):
+    """(features fine to coarse, embedding) -> [outputs], finest first: the middle, then the way up."""
+
+    def __init__(self, spec: UNetSpec, plan: Plan):
+        super().__init__(spec, (*plan.side("middle"), *plan.side("decoder")))
+
+    def forward(self, features: Sequence[Tensor], embedding: Tensor | None = None) -> list[Tensor]:
+        skips = list(features)
+        x = skips[-1]
+        for step in self.steps:
+            x = self.run(step, x, embedding, skips.pop() if step.skip else None)
+        return [x]
+
+
+class UNet(ModelMixin, ConfigMixin):
+    """A timestep-conditioned U-Net for signals, images and volumes: noise predictor and segmentation network.
+
+    Takes the fields of `UNetSpec` as keyword arguments. Any input size goes in and the exact size comes back. It
+    is a diffusers model: `save_pretrained`, `from_pretrained`, the hub, `enable_gradient_checkpointing` and the
+    pipelines work. `print(unet.plan)` shows every step with its parameters and operations.
+
+    Ronneberger et al. 2015 (the U), Ho et al. 2020 (as a denoiser), Dhariwal & Nichol 2021 (its later form).
+
+    Raises:
+        ValueError: for settings that do not fit together, in one sentence that names the setting.
+    """
+
+    config_name = "config.json"
+    _supports_gradient_checkpointing = True
+
+    def __init__(self, **settings: Any):
+        super().__init__()
+        spec = from_json(UNetSpec, settings)
+        self.register_to_config(**spec.to_json())
+        plan = make_plan(spec)
+        self._plan, self.multiple = plan, plan.multiple
+        self.padding_mode: PaddingMode = spec.padding_mode
+        self.input_norm = make_norm(spec.in_channels, spec.placement.input, spec.dims)
+        self.embedding = None if spec.embedding_channels is None else ConditionEmbedding(spec)
+        self.encoder = Encoder(spec, plan)
+        self.decoder = Decoder(spec, plan)
+        self.head = nn.ModuleDict({step.name: build_step(spec, step) for step in plan.side("head")})
+
+    def forward(
+        self,
+        sample: Tensor,
+        timestep: Tensor | float | None = None,
+        class_labels: Tensor | None = None,
+        return_dict: bool = True,
+    ) -> UNetOutput | tuple[Tensor, dict[str, Tensor]]:
+        """Predict from a noisy sample.
+
+        Args:
+            sample: (N, in_channels, *space), float, any size.
+            timestep: a number, or (N,), in 0 .. 999 for a network trained with 1,000 steps; fractions are fine.
+            class_labels: (N,) integers; None takes the null class where the network has one.
+            return_dict: whether to return a `UNetOutput` rather than a tuple of its values.
+
+        Returns:
+            `.sample` (N, out_channels, *space) of exactly the input's size.
+
+        Raises:
+            ValueError: for a wrong number of axes or channels, or a condition that is missing or not taken.
+        """
+        self._check(sample)
+        x = pad_to_multiple(sample, self.multiple, self.padding_mode)
+        embedding = self.embed(timestep, class_labels, len(x))
+        features = self.encoder(self.input_norm(x), embedding)
+        finest = self.decoder(features, embedding)[0]
+        size = sample.shape[2:]
+        heads = {name: crop(head(finest), size) for name, head in self.head.items()}
+        output = next(iter(heads.values()))
+        return UNetOutput(output, heads) if return_dict else (output, heads)
+
+    def embed(self, timestep: Tensor | float | None, class_labels: Tensor | None, batch: int) -> Tensor | None:
+        """The vector that conditions the blocks, (N, embedding_channels); None for an unconditioned network."""
+        if timestep is not None and not isinstance(timestep, Tensor):
+            timestep = torch.tensor([timestep], device=self.device)
+        if self.embedding is not None:
+            return self.embedding(timestep, class_labels, batch)
+        if timestep is not None or class_labels is not None:
+            raise ValueError("this network was built without an embedding: call it without timestep and class_labels")
+        return None
+
+    def _check(self, sample: Tensor) -> None:
+        axes, channels = self.config["dims"] + 2, self.config["in_channels"]
+        if sample.ndim != axes or sample.shape[1] != channels:
+            expected = f"(N, {channels}, {', '.join(['depth', 'height', 'width'][-self.config['dims'] :])})"
+            raise ValueError(f"the input has shape {tuple(sample.shape)}; this network takes {expected}")
+
+    @classmethod
+    def from_preset(cls, name: str, **overrides: Any) -> UNet:
+        """A named network of the literature (see `unetdiff.presets`), with settings changed by keyword."""
+        return cls(**{**preset(name), **overrides})
+
+    @property
+    def spec(self) -> UNetSpec:
+        """The settings of this network as a typed value."""
+        known = inspect.signature(UNetSpec).parameters
+        return from_json(UNetSpec, {name: self.config[name] for name in known})
+
+    @property
+    def plan(self) -> Plan:
+        """Every step with its parameters, and its operations for one sample of `sample_size` (or 32 per axis)."""
+        size = self.config["sample_size"] or 32
+        return self.plan_at((size,) * self.config["dims"] if isinstance(size, int) else tuple(size))
+
+    def plan_at(self, size: Sequence[int]) -> Plan:
+        """The plan with the operations for one sample of this size, counted on a copy without storage."""
+        from unetdiff.models.cost import step_operations
+
+        operations = step_operations(self, size)
+        modules: Mapping[str, nn.Module] = self.step_modules()
+        steps = tuple(
+            replace(step, parameters=count_parameters(modules[key]), operations=operations[key])
+            for step, key in ((step, step_key(step)) for step in self._plan.steps)
+        )
+        extra = sum(count_parameters(module) for module in (self.embedding, self.input_norm) if module is not None)
+        return replace(self._plan, steps=steps, embedding_parameters=extra, size=tuple(size))
+
+    def step_modules(self) -> dict[str, nn.Module]:
+        """The module of every step of the plan by `step_key`."""
+        walks = {"encoder": self.encoder, "middle": self.decoder, "decoder": self.decoder, "head": self.head}
+        return {step_key(step): walks[step.side][step.name] for step in self._plan.steps}
+
+
+def step_key(step: Step) -> str:
+    """A name for a step that no other step of the network has."""
+    return f"{step.side}.{step.name}"
+
+
+def count_parameters(module: nn.Module) -> int:
+    """How many numbers a module learns."""
+    return sum(parameter.numel() for parameter in module.parameters())
+
+
+def _take_fields_of(kind: type) -> inspect.Signature:
+    """The signature `(self, *, fields of kind)`: what diffusers reads to know a model's settings."""
+    own = inspect.Parameter("self", inspect.Parameter.POSITIONAL_OR_KEYWORD)
+    return inspect.Signature([own, *inspect.signature(kind).parameters.values()])
+
+
+UNet.__init__.__signature__ = _take_fields_of(UNetSpec)  # pyright: ignore[reportFunctionMemberAccess]
+# diffusers finds a foreign component by the module that its class names: the package itself, which answers lazily.
+UNet.__module__ = "unetdiff"

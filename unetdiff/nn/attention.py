@@ -1,0 +1,48 @@
+"""Self-attention over flattened space, through torch's fused `scaled_dot_product_attention`."""
+
+from __future__ import annotations
+
+import torch.nn.functional as F
+from einops import rearrange
+from torch import Tensor, nn
+
+from unetdiff.nn.dims import zero_
+from unetdiff.nn.norm import make_norm
+from unetdiff.nn.residual import merge_residual
+from unetdiff.spec import Norm, NormPlacement
+
+
+def normalize_heads(x: Tensor, kind: str, eps: float = 1e-6) -> Tensor:
+    """Queries or keys (N, heads, positions, width): unit mean square (`rms`), unit length (`l2`), or as they are."""
+    if kind == "none":
+        return x
+    wide = x.float()
+    power = wide.square().mean(-1, keepdim=True) if kind == "rms" else wide.square().sum(-1, keepdim=True)
+    return (wide * (power + eps).rsqrt()).to(x.dtype)
+
+
+class SelfAttention(nn.Module):
+    """Multi-head self-attention on the residual stream: (N, C, *space) in and out.
+
+    norm -> queries, keys, values -> softmax(q k^T / sqrt(width)) v -> output, merged as `placement.residual` says.
+    """
+
+    def __init__(self, channels: int, heads: int, placement: NormPlacement, norm: Norm, dims: int):
+        super().__init__()
+        self.heads, self.placement = heads, placement
+        self.norm = make_norm(channels, norm, dims) if placement.attention == "pre" else nn.Identity()
+        self.query_key_value = nn.Linear(channels, 3 * channels)
+        self.out = nn.Linear(channels, channels)
+        if "attention" in placement.zero_init:
+            zero_(self.out)
+
+    def forward(self, x: Tensor) -> Tensor:
+        tokens = rearrange(self.norm(x), "n c ... -> n (...) c")
+        query, key, value = rearrange(
+            self.query_key_value(tokens), "n l (three h c) -> three n h l c", three=3, h=self.heads
+        )
+        query, key = (normalize_heads(entry, self.placement.qk) for entry in (query, key))
+        mixed = F.scaled_dot_product_attention(query, key, value)
+        out = self.out(rearrange(mixed, "n h l c -> n l (h c)"))
+        branch = rearrange(out, "n l c -> n c l").reshape(x.shape)
+        return merge_residual(x, branch, self.placement)

@@ -1,0 +1,43 @@
+"""The named networks of the literature, each one setting of `UNet`. No torch: settings files name them too."""
+
+from __future__ import annotations
+
+from typing import Any
+
+PRESETS: dict[str, dict[str, Any]] = {
+    # Ho et al. 2020, appendix B: CIFAR-10 at 32x32, 35.7M parameters.
+    "ddpm_cifar10": {
+        "channels": [128, 256, 256, 256],
+        "blocks": 2,
+        "attention": [False, True, False, False],
+        "downsample": "strided_asymmetric",
+        "frequency_shift": 1,
+        "sin_first": True,
+        "norm": "ddpm",
+        "dropout": 0.1,
+        "in_channels": 3,
+        "sample_size": 32,
+    },
+    # Dhariwal & Nichol 2021, table 4: ImageNet at 64x64, class-conditional, learned variance, 296M parameters.
+    "adm_64": {
+        "channels": [192, 384, 576, 768],
+        "blocks": 3,
+        "attention": [False, True, True, True],
+        "attention_head_channels": 64,
+        "downsample": "residual",
+        "upsample": "residual",
+        "norm": "adm",
+        "dropout": 0.1,
+        "in_channels": 3,
+        "out_channels": 6,
+        "num_classes": 1000,
+        "sample_size": 64,
+    },
+}
+
+
+def preset(name: str) -> dict[str, Any]:
+    """The settings of a named network; `ValueError` lists the names there are."""
+    if name not in PRESETS:
+        raise ValueError(f"no preset is called {name!r}; there are: {', '.join(PRESETS)}")
+    return dict(PRESETS[name])
