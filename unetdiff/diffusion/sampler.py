@@ -1,0 +1,316 @@
+"""From noise to images: one loop over diffusers' solvers, one random generator per image."""
+
+from __future__ import annotations
+
+import copy
+import inspect
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any
+
+import diffusers
+import torch
+import torch.distributed as dist
+from diffusers import DDPMScheduler
+from diffusers.utils.torch_utils import randn_tensor
+from torch import Tensor, nn
+
+from unetdiff.diffusion.guidance import Denoiser, classifier_free, clip_x0
+from unetdiff.diffusion.options import SamplerName
+from unetdiff.diffusion.schedule import predicted_x0, split_variance, target_name
+
+# (step from 0, number of steps, x_t as the denoiser saw it, predicted x0), both (N, C, *space)
+OnStep = Callable[[int, int, Tensor, Tensor], None]
+
+
+@dataclass(frozen=True)
+class Sampler:
+    """A diffusers scheduler and the settings with which it samples from a stored DDPMScheduler.
+
+    Attributes:
+        scheduler: name of the class in diffusers.
+        arguments: what differs from the stored configuration and the class's defaults.
+        max_sigma: noise level, in units of the data, to start from; None for the schedule's own.
+    """
+
+    scheduler: str
+    arguments: Mapping[str, Any] = field(default_factory=dict)
+    max_sigma: float | None = None
+
+
+def _dpm_solver(order: int, algorithm: str = "dpmsolver++") -> Sampler:
+    # variance_type None: the class would otherwise cut a learned variance off at three channels.
+    arguments = {"solver_order": order, "algorithm_type": algorithm, "variance_type": None}
+    return Sampler("DPMSolverMultistepScheduler", arguments)
+
+
+SAMPLERS: dict[SamplerName, Sampler] = {
+    "ddpm": Sampler("DDPMScheduler"),
+    # The first-order DPM-Solver++ is DDIM (Lu et al. 2022, section 4.1). DDIMScheduler steps by T // steps and so
+    # leaves the timesteps it announces wherever the number of steps does not divide T.
+    "ddim": _dpm_solver(1),
+    "dpmpp": _dpm_solver(2),
+    "dpmpp_sde": _dpm_solver(2, "sde-dpmsolver++"),
+    "unipc": Sampler("UniPCMultistepScheduler"),
+    "euler": Sampler("EulerDiscreteScheduler"),
+    # An ancestral Euler step in sigma is a draw from DDPM's posterior. EulerAncestralDiscreteScheduler takes the root
+    # of a difference that float32 rounds below zero where a few steps cross a cosine schedule.
+    "euler_ancestral": Sampler("DDPMScheduler", {"variance_type": "fixed_small"}),
+    # A trapezoid in sigma needs noise levels that fall gradually. Cosine schedules begin with a fall from 20,000
+    # to 30; these are the levels of Karras et al. 2022, equation 5, from their sigma_max down.
+    "heun": Sampler(
+        "HeunDiscreteScheduler", {"use_karras_sigmas": True, "timestep_spacing": "linspace"}, max_sigma=80.0
+    ),
+}
+
+
+def make_sampler(name: SamplerName, scheduler: DDPMScheduler) -> Any:
+    """A diffusers scheduler that samples what `scheduler`, that of training, describes.
+
+    None of them clips: see `clip_x0`, which does it alike for all. "heun" calls the denoiser twice per step.
+
+    Raises:
+        ValueError: an unknown name.
+    """
+    if name not in SAMPLERS:
+        raise ValueError(f"sampler {name!r} is not one of {', '.join(SAMPLERS)}.")
+    sampler = SAMPLERS[name]
+    config = {**scheduler.config, "timestep_spacing": "trailing", "clip_sample": False, "thresholding": False}
+    betas = scheduler.betas.clone()
+    if scheduler.alphas_cumprod[-1] == 0:
+        # Solvers in sigma need it finite, and falling: diffusers' own substitute for the last alpha_bar exceeds
+        # the one before. To repeat the beta before instead leaves a signal of about 3e-5.
+        betas[-1] = betas[-2]
+        config |= {"trained_betas": betas.tolist(), "rescale_betas_zero_snr": False}
+    if sampler.max_sigma is not None:
+        signal = torch.cumprod(1 - betas, dim=0)[-1].item()
+        config["sigma_max"] = min(sampler.max_sigma, ((1 - signal) / signal) ** 0.5)
+    return getattr(diffusers, sampler.scheduler).from_config({**config, **sampler.arguments})
+
+
+@torch.no_grad()
+def sample(
+    denoise: Denoiser,
+    scheduler: Any,
+    *,
+    shape: Sequence[int],
+    seeds: Sequence[int],
+    steps: int,
+    labels: Tensor | None = None,
+    device: torch.device | str = "cpu",
+    on_step: OnStep | None = None,
+) -> Tensor:
+    """Draw one sample per seed: (N, C, *space), float32 on `device`, not clamped.
+
+    All noise of sample i, of the start and of every step, comes from a CPU generator with seed i, so it is the same
+    on every device and in every batch. Memory does not grow with the number of steps.
+
+    Args:
+        denoise: of the target that `scheduler.config.prediction_type` names; a learned variance in its output is
+            used where the scheduler takes one (DDPMScheduler) and dropped elsewhere.
+        scheduler: any diffusers scheduler of the DDPM family, see `make_sampler`; it is copied, not changed.
+        shape: (C, *space) of one sample.
+        seeds: N integers.
+        steps: number of steps; the denoiser is called once in each, by Heun's method twice in all but the last.
+        labels: (N,) int64, handed to the denoiser.
+        on_step: called in every step, with nothing kept afterwards.
+    """
+    solver = copy.deepcopy(scheduler)
+    _set_timesteps(solver, steps)
+    target, count, channels = target_name(solver), len(solver.timesteps), shape[0]
+    takes_variance = _takes_variance(solver)
+    generators = [torch.Generator().manual_seed(seed) for seed in seeds]
+    noise = {"generator": generators} if "generator" in inspect.signature(solver.step).parameters else {}
+    start = randn_tensor((len(seeds), *shape), generator=generators, device=torch.device(device))
+    x = start * solver.init_noise_sigma
+    for index, timestep in enumerate(solver.timesteps):
+        x_t = solver.scale_model_input(x, timestep)
+        timesteps = timestep.to(device).expand(len(seeds))
+        output = denoise(x_t, timesteps, labels).float()
+        prediction, variance = split_variance(output, channels)
+        assert variance is not None or not takes_variance, "the scheduler takes a learned variance, there is none"
+        if on_step is not None:
+            on_step(index, count, x_t, predicted_x0(solver, target, x_t, timesteps, prediction))
+        x = solver.step(output if takes_variance else prediction, timestep, x, **noise).prev_sample
+    return x
+
+
+def _takes_variance(solver: Any) -> bool:
+    return isinstance(solver, DDPMScheduler) and solver.config["variance_type"] == "learned_range"
+
+
+def _set_timesteps(solver: Any, steps: int) -> None:
+    solver.set_timesteps(steps)
+    if solver.timesteps[-1] < 0:
+        # diffusers' trailing spacing ends, by rounding, in a surplus timestep -1 for some counts (61 of 1000).
+        solver.timesteps = solver.timesteps[:-1]
+        if hasattr(solver, "sigmas"):
+            solver.sigmas = torch.cat([solver.sigmas[:-2], solver.sigmas[-1:]])
+
+
+def sample_images(
+    unet: nn.Module,
+    scheduler: DDPMScheduler,
+    num: int,
+    *,
+    labels: int | Sequence[int] | None = None,
+    guidance: float = 1.0,
+    sampler: SamplerName = "dpmpp",
+    steps: int = 50,
+    seed: int = 0,
+    size: int | Sequence[int] | None = None,
+    batch_size: int = 32,
+    clip: bool = True,
+    on_step: OnStep | None = None,
+) -> Tensor:
+    """Draw `num` images (or signals, or volumes) from a trained network: CPU float32 (num, C, *space) in [-1, 1].
+
+    Image i depends on `seed + i` and its label alone: it is the same, to rounding, at any batch size and number of
+    processes. Where torch.distributed is initialised every process draws its share and all return all images.
+
+    Args:
+        unet: called as `unet(sample, timestep, class_labels).sample`, with a diffusers `config`: UNet or diffusers'
+            UNet2DModel.
+        scheduler: the one that the network was trained with.
+        labels: a class or several, cycled over the images; without any, a network with a null class gets that.
+        guidance: scale of classifier-free guidance; 1 for none.
+        sampler: a key of SAMPLERS.
+        steps: 1 to T.
+        seed: that of image 0.
+        size: spatial size, one number for every dimension alike; the network's `sample_size` by default.
+        batch_size: images per call of the network and process; guidance doubles it.
+        clip: keep the network's own x0 predictions in [-1, 1] at every step, which removes errors; what guidance
+            makes of them is left alone, since clipping that spoils samples. The result is clamped either way.
+        on_step: called in every step of every batch.
+
+    Raises:
+        ValueError: labels that the network does not know, or needs and did not get; guidance without a null class
+            or labels; an unknown sampler, a number of steps, images or a size that cannot be.
+    """
+    network = _Network.of(unet)
+    _check_counts(num=num, batch_size=batch_size, steps=steps, most_steps=scheduler.config["num_train_timesteps"])
+    classes = network.labels(labels, guidance)
+    shape = (network.channels, *network.space(size))
+    solver = make_sampler(sampler, scheduler)
+    denoise = _as_denoiser(unet)
+    if clip:
+        denoise = clip_x0(denoise, scheduler)
+    if guidance != 1:
+        denoise = classifier_free(denoise, guidance, network.num_classes)
+    device = next(unet.parameters()).device
+
+    def batch(indices: Sequence[int]) -> Tensor:
+        chosen = None if classes is None else torch.tensor([classes[i % len(classes)] for i in indices], device=device)
+        seeds = [seed + i for i in indices]
+        x0 = sample(
+            denoise, solver, shape=shape, seeds=seeds, steps=steps, labels=chosen, device=device, on_step=on_step
+        )
+        return x0.clamp(-1, 1).cpu()
+
+    rank, world = (dist.get_rank(), dist.get_world_size()) if _is_distributed() else (0, 1)
+    own = range(rank, num, world)
+    with _evaluating(unet):
+        parts = [batch(own[first : first + batch_size]) for first in range(0, len(own), batch_size)]
+    return _gather(torch.cat([torch.empty(0, *shape), *parts]), num, device)
+
+
+@dataclass(frozen=True)
+class _Network:
+    """What the configuration of a network says about its samples and classes."""
+
+    channels: int
+    dims: int
+    sample_size: int | Sequence[int] | None
+    num_classes: int
+    null_class: bool
+
+    @classmethod
+    def of(cls, unet: Any) -> _Network:
+        config = unet.config
+        return cls(
+            channels=config["in_channels"],
+            dims=config.get("dims", 2),
+            sample_size=config.get("sample_size"),
+            num_classes=config.get("num_classes", config.get("num_class_embeds")) or 0,
+            null_class=bool(config.get("null_class", False)),
+        )
+
+    def space(self, size: int | Sequence[int] | None) -> tuple[int, ...]:
+        """The spatial size of the samples, or ValueError."""
+        size = self.sample_size if size is None else size
+        if size is None:
+            raise ValueError("The network's configuration names no sample_size: give size.")
+        space = (size,) * self.dims if isinstance(size, int) else tuple(size)
+        if len(space) != self.dims or min(space) < 1:
+            raise ValueError(f"size {list(space)} is not {self.dims} positive numbers, the network's dimensions.")
+        return space
+
+    def labels(self, labels: int | Sequence[int] | None, guidance: float) -> list[int] | None:
+        """The labels to cycle through, None for a network without classes, or ValueError."""
+        if guidance != 1 and not (self.num_classes and self.null_class):
+            raise ValueError(f"guidance {guidance} needs a network trained with a null class, this one has none.")
+        if labels is None:
+            return self._unconditional(guidance)
+        if not self.num_classes:
+            raise ValueError(f"labels {labels} were given, but the network has no classes.")
+        chosen = [labels] if isinstance(labels, int) else list(labels)
+        outside = [label for label in chosen if not 0 <= label < self.num_classes]
+        if outside or not chosen:
+            raise ValueError(f"labels {outside} are not classes of the network, 0 to {self.num_classes - 1}.")
+        return chosen
+
+    def _unconditional(self, guidance: float) -> list[int] | None:
+        if guidance != 1:
+            raise ValueError(f"guidance {guidance} needs labels to guide towards.")
+        if self.num_classes and not self.null_class:
+            raise ValueError(
+                f"The network was trained with labels only: give labels, from 0 to {self.num_classes - 1}."
+            )
+        return [self.num_classes] if self.num_classes else None
+
+
+def _check_counts(*, num: int, batch_size: int, steps: int, most_steps: int) -> None:
+    for name, value in {"num": num, "batch_size": batch_size}.items():
+        if value < 1:
+            raise ValueError(f"{name} is {value}; it must be at least 1.")
+    if not 1 <= steps <= most_steps:
+        raise ValueError(f"steps is {steps}; it must be from 1 to {most_steps}, the timesteps of training.")
+
+
+def _as_denoiser(unet: nn.Module) -> Denoiser:
+    dtype = next(unet.parameters()).dtype
+
+    def denoise(x_t: Tensor, timestep: Tensor, class_labels: Tensor | None) -> Tensor:
+        return unet(x_t.to(dtype), timestep, class_labels=class_labels).sample.float()
+
+    return denoise
+
+
+@contextmanager
+def _evaluating(module: nn.Module) -> Iterator[None]:
+    """Evaluation mode within, the mode of before afterwards."""
+    training = module.training
+    module.eval()
+    try:
+        yield
+    finally:
+        module.train(training)
+
+
+def _is_distributed() -> bool:
+    return dist.is_available() and dist.is_initialized()
+
+
+def _gather(own: Tensor, num: int, device: torch.device) -> Tensor:
+    """The images of all processes, of which image i was made by process i modulo their number, in order."""
+    if not _is_distributed():
+        return own
+    most = -(-num // dist.get_world_size())
+    padded = own.new_zeros(most, *own.shape[1:])
+    padded[: len(own)] = own
+    # NCCL moves tensors between GPUs only.
+    padded = padded.to(device if dist.get_backend() == "nccl" else "cpu")
+    parts = [torch.empty_like(padded) for _ in range(dist.get_world_size())]
+    dist.all_gather(parts, padded)
+    return torch.stack(parts, dim=1).flatten(0, 1)[:num].cpu()
