@@ -194,10 +194,8 @@ def sample_images(
     shape = (network.channels, *network.space(size))
     solver = make_sampler(sampler, scheduler)
     denoise = _as_denoiser(unet)
-    if clip:
-        denoise = clip_x0(denoise, scheduler)
-    if guidance != 1:
-        denoise = classifier_free(denoise, guidance, network.num_classes)
+    denoise = clip_x0(denoise, scheduler) if clip else denoise
+    denoise = classifier_free(denoise, guidance, null_class=network.num_classes)
     device = next(unet.parameters()).device
 
     def batch(indices: Sequence[int]) -> Tensor:
@@ -208,8 +206,7 @@ def sample_images(
         )
         return x0.clamp(-1, 1).cpu()
 
-    rank, world = (dist.get_rank(), dist.get_world_size()) if _is_distributed() else (0, 1)
-    own = range(rank, num, world)
+    own = range(dist.get_rank(), num, dist.get_world_size()) if _is_distributed() else range(num)
     with _evaluating(unet):
         parts = [batch(own[first : first + batch_size]) for first in range(0, len(own), batch_size)]
     return _gather(torch.cat([torch.empty(0, *shape), *parts]), num, device)
