@@ -82,6 +82,7 @@ class DataConfig:
         source: `digits` (embedded real digits), `waveforms` (generated signals), `blobs` (generated volumes),
             `folder` (images, flat or one subfolder per class), `dataset` (parquet files or a hub name), `npy`.
         path: the folder, file or hub name. image_column, label_column: columns of a `dataset`.
+        dims: spatial axes of `npy` data and array columns where the shape leaves it open.
         size: resize so that the short side fits and crop; none: all samples must have one size.
         validation_fraction: held out where the source has no split of its own.
         random_flip: mirror half of the training samples along the last axis.
@@ -93,6 +94,7 @@ class DataConfig:
     path: str | None = None
     image_column: str = "image"
     label_column: str | None = "label"
+    dims: Literal[1, 2, 3] | None = None
     size: int | list[int] | None = None
     validation_fraction: float = 0.02
     random_flip: bool = False
@@ -145,7 +147,8 @@ class TrainConfig:
             (0: never); the last step validates and samples in any case.
         validation_size: samples of the validation loss. sample_count: samples in a grid.
         non_finite_limit: stop after this many steps in a row with a non-finite loss or gradient.
-        tensorboard: write TensorBoard events (needs the `track` extra).
+        tracker: write the figures to TensorBoard (the `track` extra) or Weights & Biases (where it is installed) too.
+        deterministic: on GPUs, only kernels that repeat bit for bit, at some cost; CPU runs do so in any case.
         processes: how many processes there must be; none: as many as were started.
     """
 
@@ -168,7 +171,8 @@ class TrainConfig:
     validation_size: int = 256
     sample_count: int = 64
     non_finite_limit: int = 10
-    tensorboard: bool = False
+    tracker: Literal["none", "tensorboard", "wandb"] = "none"
+    deterministic: bool = False
     processes: int | None = None
 
     def __post_init__(self) -> None:

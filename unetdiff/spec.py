@@ -354,7 +354,7 @@ class UNetSpec(Architecture):
         in_channels: channels of the input.
         out_channels: channels of the output; None: as the input. With learned variance, twice the input's.
         heads: several named outputs on one trunk instead, such as `{"noise": 3, "mask": 2}`; the first is what
-            diffusers pipelines see as `.sample`.
+            diffusers pipelines see as `.sample`. Kept as pairs, since saved JSON objects lose their order.
         num_classes: labels 0 .. num_classes - 1 condition the network; None: no labels.
         null_class: one more label, index `num_classes`, that stands for "no label": needed for classifier-free
             guidance, and taken when the network is called without labels.
@@ -365,7 +365,7 @@ class UNetSpec(Architecture):
     dims: int = 2
     in_channels: int = 3
     out_channels: int | None = None
-    heads: dict[str, int] | None = None
+    heads: Mapping[str, int] | Sequence[tuple[str, int]] | None = None
     num_classes: int | None = None
     null_class: bool = False
     sample_size: int | Sequence[int] | None = None
@@ -374,6 +374,9 @@ class UNetSpec(Architecture):
         if self.dims not in (1, 2, 3):
             raise ValueError(f"dims is {self.dims}; expected 1, 2 or 3")
         super().__post_init__()
+        if self.heads is not None:
+            pairs = self.heads.items() if isinstance(self.heads, Mapping) else self.heads
+            object.__setattr__(self, "heads", tuple((name, channels) for name, channels in pairs))
         self.stride_tuples(self.dims)
         if self.in_channels < 1:
             raise ValueError(f"in_channels is {self.in_channels}; expected at least 1")
@@ -391,7 +394,7 @@ class UNetSpec(Architecture):
     @property
     def outputs(self) -> dict[str, int]:
         """Channels of each named output; a network with one output calls it `sample`."""
-        return self.heads or {"sample": self.out_channels or self.in_channels}
+        return dict(self.heads) if self.heads else {"sample": self.out_channels or self.in_channels}
 
     @property
     def embedding_channels(self) -> int | None:

@@ -1,0 +1,99 @@
+"""Small networks, one per feature that a plan can have: the contract suite runs over all of them."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import nn
+
+from unetdiff import UNet
+from unetdiff.presets import PRESETS
+
+SMALL: dict[str, Any] = {"channels": [8, 16], "blocks": 1, "in_channels": 2}
+
+SITE = {"pos": "pre", "norm": {"kind": "group", "groups": 4}}
+
+NETWORKS: dict[str, dict[str, Any]] = {
+    "1d": {**SMALL, "dims": 1, "attention": [False, True], "attention_heads": 2},
+    "2d": {**SMALL, "attention": [False, True], "num_classes": 3, "null_class": True},
+    "3d": {**SMALL, "dims": 3, "strides": [[1, 2, 2]], "num_classes": 2},
+    "adm": {**SMALL, "norm": "adm", "downsample": "residual", "upsample": "residual", "attention_head_channels": 8},
+    "asymmetric": {**SMALL, "downsample": "strided_asymmetric", "upsample": "transposed", "attention": True},
+    "average_pool": {**SMALL, "downsample": "average_pool", "middle_attention": False},
+    "max_pool": {**SMALL, "downsample": "max_pool", "padding_mode": "zeros"},
+    "fourier": {**SMALL, "time_embedding": "fourier", "activation": "gelu"},
+    "unconditioned": {**SMALL, "time_embedding": "none"},
+    "heads": {"channels": [8, 16], "in_channels": 3, "heads": {"noise": 3, "mask": 2}},
+    "three_levels": {**SMALL, "channels": [8, 16, 8], "blocks": [1, 2, 1], "dropout": 0.1, "strides": [2, 3]},
+    "light_decoder": {**SMALL, "blocks": 2, "decoder_blocks": 1, "decoder_attention": True},
+    "heavy_decoder": {**SMALL, "decoder_blocks": 3},
+    "post_norm": {**SMALL, "norm": {"encoder": {"pos": "post"}, "decoder": {"pos": "post"}, "time": "scale"}},
+    "main_norm": {
+        **SMALL,
+        "norm": {
+            "encoder": {**SITE, "main": {"kind": "pixel", "eps": 1e-4}},
+            "middle": {"pos": "none"},
+            "residual": "mp",
+            "concat": "mp",
+            "qk": "rms",
+        },
+    },
+    "normed_skips": {
+        **SMALL,
+        "norm": {
+            "encoder": {"pos": "pre", "norm": {"kind": "rms"}},
+            "skip": "before_concat",
+            "skip_scale": "learned",
+            "residual": "sqrt_half",
+            "weights": "standardized",
+            "qk": "l2",
+            "time": "add",
+        },
+    },
+    "normed_concat": {
+        **SMALL,
+        "norm": {
+            "decoder": {"pos": "pre", "norm": {"kind": "layer"}},
+            "input": {"kind": "group"},
+            "out": {"kind": "instance"},
+            "skip": "after_concat",
+            "skip_scale": 0.7,
+            "attention": "none",
+            "time": "none",
+            "zero_init": [],
+        },
+        "time_embedding": "none",
+    },
+    "ddpm_cifar10": {**PRESETS["ddpm_cifar10"], "channels": [8, 16, 16, 16], "blocks": 1},
+    "adm_64": {**PRESETS["adm_64"], "channels": [8, 16, 16, 24], "blocks": 1, "attention_head_channels": 8},
+}
+
+
+def redraw(module: nn.Module, scale: float = 0.2) -> nn.Module:
+    """Give every parameter a random value, so that no zero initialisation hides what a network computes."""
+    generator = torch.Generator().manual_seed(1)
+    with torch.no_grad():
+        for parameter in module.parameters():
+            noise = torch.randn(parameter.shape, generator=generator) * scale
+            parameter.copy_(noise if parameter.ndim > 1 else 1 + noise)
+    return module
+
+
+def network(name: str) -> UNet:
+    """One of NETWORKS with all its weights redrawn, in evaluation mode."""
+    unet = UNet(**NETWORKS[name])
+    redraw(unet)
+    return unet.eval()
+
+
+def inputs(unet: UNet, *, batch: int = 2, size: int | tuple[int, ...] = 8) -> dict[str, Any]:
+    """Arguments for one call of a network."""
+    space = (size,) * unet.config["dims"] if isinstance(size, int) else size
+    generator = torch.Generator().manual_seed(2)
+    call: dict[str, Any] = {"sample": torch.randn(batch, unet.config["in_channels"], *space, generator=generator)}
+    if unet.config["time_embedding"] != "none":
+        call["timestep"] = torch.linspace(10, 900, batch)
+    if unet.config["num_classes"]:
+        call["class_labels"] = torch.arange(batch) % unet.config["num_classes"]
+    return call

@@ -1,0 +1,156 @@
+"""Training a denoiser: the task that the loop runs, and the parts it is made of."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, fields
+from typing import Any
+
+import numpy as np
+import torch
+from accelerate import Accelerator
+from diffusers import DDPMScheduler
+from PIL import Image
+from torch import Tensor, nn
+
+from unetdiff.config import DenoiseConfig, SamplingConfig
+from unetdiff.data.formats import DataFormat
+from unetdiff.data.loader import Batch, fixed_batches
+from unetdiff.data.order import keys
+from unetdiff.data.sources import Source
+from unetdiff.diffusion.objective import DiffusionObjective, drop_labels
+from unetdiff.diffusion.sampler import sample_images
+from unetdiff.diffusion.schedule import make_schedule
+from unetdiff.figures import grid
+from unetdiff.models.unet import UNet
+from unetdiff.spec import Architecture, UNetSpec
+
+BINS = 10  # noise levels of the validation loss
+GOLDEN_RATIO = 0.6180339887498949  # its multiples modulo 1 fill the unit interval evenly at any count
+FIXED_SEED = 0  # of the validation noise, the same for every run so that runs compare
+
+
+def network_spec(config: DenoiseConfig, format: DataFormat) -> UNetSpec:
+    """The network of a run: what the settings choose, and what the data decide."""
+    classes = format.num_classes if config.model.class_conditional else 0
+    chosen = {entry.name: getattr(config.model, entry.name) for entry in fields(Architecture)}
+    return UNetSpec(
+        **chosen,
+        dims=format.dims,
+        in_channels=format.channels,
+        out_channels=format.channels * (2 if config.diffusion.variance == "learned" else 1),
+        num_classes=classes or None,
+        null_class=bool(classes) and config.diffusion.label_dropout > 0,
+        sample_size=list(format.size) if format.size else None,
+    )
+
+
+def make_objective(config: DenoiseConfig, format: DataFormat) -> DiffusionObjective:
+    """The loss of a run, with its noise schedule."""
+    diffusion = config.diffusion
+    scheduler = make_schedule(
+        diffusion.schedule,
+        num_train_timesteps=diffusion.num_train_timesteps,
+        target=diffusion.target,
+        variance=diffusion.variance,
+    )
+    levels = 65536 if format.dtype == "uint16" else 256
+    return DiffusionObjective(
+        scheduler, diffusion.target, diffusion.weighting, diffusion.variance, diffusion.min_snr_gamma, levels
+    )
+
+
+@dataclass(frozen=True)
+class DenoiseTask:
+    """Predicting the noise in samples: loss, validation by noise level, a grid of samples.
+
+    validation: held-out data, or None. label_dropout: share of labels replaced by the null class.
+    """
+
+    objective: DiffusionObjective
+    format: DataFormat
+    spec: UNetSpec
+    validation: Source | None
+    sampling: SamplingConfig
+    label_dropout: float
+    seed: int
+    validation_size: int
+    sample_count: int
+    batch_size: int
+
+    @property
+    def scheduler(self) -> DDPMScheduler:
+        """The noise schedule, stored with the network."""
+        return self.objective.scheduler
+
+    def loss(self, network: nn.Module, batch: Batch) -> Tensor:
+        """The mean loss of a batch; noise, timesteps and dropped labels follow from the samples' positions."""
+        x0 = batch["sample"]
+        draws = self.objective.draw(keys(self.seed, "noise", batch["position"].cpu().numpy()).tolist(), x0.shape[1:])
+        labels = self._labels(batch)
+        if labels is not None and self.spec.null_class:
+            assert self.spec.num_classes is not None
+            labels = drop_labels(labels, draws.label_uniform, self.label_dropout, self.spec.num_classes)
+        noise, timesteps = draws.noise.to(x0.device), draws.timesteps.to(x0.device)
+        return self.objective.loss_per_sample(_denoiser(network), x0, noise, timesteps, labels).loss.mean()
+
+    def _labels(self, batch: Batch) -> Tensor | None:
+        return batch.get("label") if self.spec.num_classes else None
+
+    def validate(self, network: UNet, accelerator: Accelerator) -> dict[str, Any] | None:
+        """The unweighted error on fixed samples, noise and timesteps, in all and by noise level."""
+        if self.validation is None or not len(self.validation):
+            return None
+        count = min(self.validation_size, len(self.validation))
+        own = np.arange(accelerator.process_index, count, accelerator.num_processes)
+        sums = torch.zeros(2, BINS, dtype=torch.float64)
+        steps = self.scheduler.config["num_train_timesteps"]
+        for batch in fixed_batches(self.validation, own.tolist(), self.batch_size):
+            places = own[batch["position"].numpy()]
+            timesteps = torch.from_numpy((places * GOLDEN_RATIO % 1 * steps).astype(np.int64))
+            x0 = batch["sample"]
+            noise = self.objective.draw(keys(FIXED_SEED, "validation", places).tolist(), x0.shape[1:]).noise
+            labels = self._labels(batch)
+            x0, noise, where = (entry.to(accelerator.device) for entry in (x0, noise, timesteps))
+            labels = None if labels is None else labels.to(accelerator.device)
+            losses = self.objective.loss_per_sample(_denoiser(network), x0, noise, where, labels)
+            errors = losses.unweighted.double().cpu()
+            bins = timesteps * BINS // steps
+            sums[0].index_add_(0, bins, errors)
+            sums[1].index_add_(0, bins, torch.ones_like(errors))
+        total = accelerator.reduce(sums.float().to(accelerator.device), "sum")
+        assert isinstance(total, Tensor)
+        return _by_noise_level(total.cpu(), steps)
+
+    def picture(self, network: UNet) -> Image.Image | None:
+        """A grid of samples from fixed seeds, a row per class (up to ten) where there are classes."""
+        classes = min(self.spec.num_classes or 0, 10)
+        columns = max(1, self.sample_count // classes) if classes else None
+        count = classes * columns if columns else self.sample_count
+        labels = [i // columns for i in range(count)] if columns else None
+        samples = sample_images(
+            network,
+            self.scheduler,
+            count,
+            labels=labels,
+            guidance=self.sampling.guidance if self.spec.null_class else 1.0,
+            sampler=self.sampling.sampler,
+            steps=self.sampling.steps,
+            batch_size=self.batch_size,
+        )
+        return grid(self.format.decode(samples), self.format, columns=columns, labels=labels)
+
+
+def _denoiser(network: nn.Module) -> Any:
+    """The network as the objective calls it."""
+    return lambda x_t, timestep, labels: network(x_t, timestep, labels, return_dict=False)[0]
+
+
+def _by_noise_level(total: Tensor, steps: int) -> dict[str, Any]:
+    """Sums and counts (2, BINS) as means, in all and per bin of timesteps."""
+    edges = [-(-steps * number // BINS) for number in range(BINS + 1)]
+    bins = [
+        {"from": edges[number], "to": edges[number + 1] - 1, "loss": float(total[0, number] / total[1, number])}
+        for number in range(BINS)
+        if total[1, number] > 0
+    ]
+    return {"loss": float(total[0].sum() / total[1].sum()), "bins": bins}
