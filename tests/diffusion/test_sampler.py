@@ -65,7 +65,7 @@ def test_error_falls_at_the_order_of_the_solver(name, schedule):
 
 @pytest.mark.parametrize("name", SAMPLERS)
 @pytest.mark.parametrize("schedule", ["linear", "cosine", "zero_terminal_snr"])
-@pytest.mark.parametrize("steps", [1, 2, 3, 61, 500, 999, 1000])  # 61: where trailing spacing announces timestep -1
+@pytest.mark.parametrize("steps", [1, 2, 3, 61, 1000])  # 61: where trailing spacing announces timestep -1
 def test_any_number_of_steps(name, schedule, steps):
     seen = []
 
