@@ -1,0 +1,45 @@
+"""Where batches come from and outputs go back to; names are imported on first use, so that torch is not."""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from .augment import augment as augment
+    from .check import check_source as check_source
+    from .formats import DataFormat as DataFormat
+    from .formats import write_images as write_images
+    from .loader import fixed_batches as fixed_batches
+    from .loader import training_loader as training_loader
+    from .order import StepBatchSampler as StepBatchSampler
+    from .order import batch_indices as batch_indices
+    from .order import epoch_permutation as epoch_permutation
+    from .order import key as key
+    from .order import keys as keys
+    from .sources import Source as Source
+    from .sources import open_source as open_source
+
+_HOMES = {
+    "DataFormat": "formats",
+    "Source": "sources",
+    "StepBatchSampler": "order",
+    "augment": "augment",
+    "batch_indices": "order",
+    "check_source": "check",
+    "epoch_permutation": "order",
+    "fixed_batches": "loader",
+    "key": "order",
+    "keys": "order",
+    "open_source": "sources",
+    "training_loader": "loader",
+    "write_images": "formats",
+}
+
+__all__ = list(_HOMES)  # pyright: ignore[reportUnsupportedDunderAll]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOMES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(import_module(f".{_HOMES[name]}", __name__), name)

@@ -1,0 +1,136 @@
+"""Records from the file system: folders of images, folders of .npy arrays, and one .npy array of all."""
+
+from __future__ import annotations
+
+import os
+from collections import Counter
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from .images import SUFFIXES
+from .records import Arrays, Files, array_dims, array_header, open_npy
+from .splits import SPLIT_NAMES, Splits
+
+if TYPE_CHECKING:
+    from unetdiff.config import DataConfig
+
+LABELS_FILE = "labels.npy"
+
+
+def existing_path(settings: DataConfig) -> Path:
+    """`data.path`, which must be there.
+
+    Raises:
+        ValueError: it is not set, or nothing is at it.
+    """
+    if not settings.path:
+        raise ValueError(f"data.path is not set; expected a path for data.source {settings.source!r}.")
+    path = Path(settings.path).expanduser()
+    if not path.exists():
+        raise ValueError(f"data.path {settings.path} does not exist; expected a file or folder.")
+    return path
+
+
+def list_files(folder: Path, suffixes: tuple[str, ...]) -> list[Path]:
+    """All files with one of the suffixes below a folder, sorted; hidden ones and label files left out.
+
+    Raises:
+        ValueError: there are none.
+    """
+    found: list[Path] = []
+    others: list[Path] = []
+    for parent, folders, names in os.walk(folder, followlinks=True):
+        folders[:] = [name for name in folders if not name.startswith((".", "__MACOSX"))]
+        for name in names:
+            if name.startswith(".") or name == LABELS_FILE:
+                continue
+            (found if name.lower().endswith(suffixes) else others).append(Path(parent, name))
+    if not found:
+        expected = f"expected files such as {', '.join(suffixes[:4])}"
+        if not others:
+            raise ValueError(f"{folder} holds no files; {expected}.")
+        kinds = Counter(path.suffix or path.name for path in others)
+        listed = ", ".join(f"{count} {kind}" for kind, count in kinds.most_common(4))
+        raise ValueError(f"{folder} holds only other files ({listed}; {min(others).name} is one); {expected}.")
+    return sorted(found)
+
+
+def class_folders(paths: list[Path], root: Path) -> list[str] | None:
+    """The first folder below `root` of each path, when there are two or more; None for a flat folder.
+
+    Raises:
+        ValueError: some files lie in folders and some do not, so that these have no class.
+    """
+    parts = [path.relative_to(root).parts for path in paths]
+    direct = [path for path, part in zip(paths, parts, strict=True) if len(part) == 1]
+    folders = {part[0] for part in parts if len(part) > 1}
+    if direct and folders:
+        raise ValueError(
+            f"{direct[0]} lies beside the folder {min(folders)}, so it has no class; expected all files in "
+            "one folder per class, or data.label_column null."
+        )
+    return [part[0] for part in parts] if len(folders) > 1 else None
+
+
+def _file_records(root: Path, suffixes: tuple[str, ...], settings: DataConfig) -> Files:
+    paths = list_files(root, suffixes)
+    labels = None
+    if settings.label_column is not None:
+        labels_path = root / LABELS_FILE
+        labels = read_labels(labels_path, len(paths)) if labels_path.exists() else class_folders(paths, root)
+    return Files(paths, labels, array_dims(settings))
+
+
+def _folder_splits(settings: DataConfig, suffixes: tuple[str, ...]) -> Splits:
+    """Records per split: of subfolders named train, validation (or val) and test, or all as train."""
+    root = existing_path(settings)
+    if not root.is_dir():
+        raise ValueError(f"data.path {root} is a file; expected a folder for data.source {settings.source!r}.")
+    named = {
+        split: next((root / name for name in names if (root / name).is_dir()), None)
+        for split, names in SPLIT_NAMES.items()
+    }
+    roots = {split: path for split, path in named.items() if path} if named["train"] else {"train": root}
+    return {split: partial(_file_records, path, suffixes, settings) for split, path in roots.items()}
+
+
+def image_folder(settings: DataConfig) -> Splits:
+    """`data.source: folder`: images, flat or in one folder per class, nested to any depth below."""
+    return _folder_splits(settings, SUFFIXES)
+
+
+def npy_arrays(settings: DataConfig) -> Splits:
+    """`data.source: npy`: one file (N, *space[, C]), or a folder like `image_folder` with .npy files.
+
+    Labels come from a `labels.npy` (N,) beside the file or in the folder, in sorted order of the files.
+    """
+    path = existing_path(settings)
+    return {"train": partial(_npy_file, path, settings)} if path.is_file() else _folder_splits(settings, (".npy",))
+
+
+def _npy_file(path: Path, settings: DataConfig) -> Arrays:
+    array = open_npy(path)
+    if array.ndim < 2 or not len(array):
+        raise ValueError(f"{path} has shape {list(array.shape)}; expected samples first, as in (N, *space, C).")
+    header = array_header(array.shape[1:], array.dtype, array_dims(settings), str(path))
+    labels_path = path.with_name(LABELS_FILE)
+    wanted = settings.label_column is not None and labels_path.exists()
+    labels = read_labels(labels_path, len(array)) if wanted else None
+    return Arrays(array.reshape(len(array), *header.shape), labels, origin=str(path))
+
+
+def read_labels(path: Path, length: int) -> np.ndarray:
+    """Labels from a .npy file: one whole number or name per sample.
+
+    Raises:
+        ValueError: their number or type is another.
+    """
+    labels = np.array(open_npy(path))
+    if labels.shape != (length,) or labels.dtype.kind not in "iuU":
+        raise ValueError(
+            f"{path} has shape {list(labels.shape)} and dtype {labels.dtype}; expected {length} whole numbers or names."
+        )
+    return labels

@@ -1,0 +1,151 @@
+"""Batches of network input: an endless training stream that resumes exactly, and fixed validation batches."""
+
+from __future__ import annotations
+
+import atexit
+import signal
+import sys
+import weakref
+from collections.abc import Generator, Iterator, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from torch.utils.data import DataLoader, Dataset
+
+from .augment import augment, crop_places
+from .order import StepBatchSampler
+from .sources import Source
+
+if TYPE_CHECKING:
+    from unetdiff.config import DataConfig
+
+Batch = dict[str, torch.Tensor]
+"""Keys: "sample" float32 (n, C, *space) in [-1, 1], "label" int64 (n,) if any, "position" int64 (n,)."""
+
+
+def to_tensors(source: Source, arrays: dict[str, np.ndarray], positions: np.ndarray) -> Batch:
+    """What `Source.read` returned as network input."""
+    batch = {"sample": source.format.encode(arrays["sample"]), "position": torch.from_numpy(positions)}
+    if "label" in arrays:
+        batch["label"] = torch.from_numpy(arrays["label"])
+    return batch
+
+
+@dataclass(frozen=True)
+class _TrainingBatches(Dataset):
+    """Reads and augments one batch per (index, position) list: a pure function of it and the seed."""
+
+    source: Source
+    seed: int
+    flip: bool
+    pad: int
+
+    def __getitems__(self, pairs: list[tuple[int, int]]) -> Batch | ValueError:
+        indices, positions = np.array(pairs, dtype=np.int64).T.copy()
+        try:
+            arrays = self.source.read(indices, crop_places(self.seed, positions, self.source.format.dims))
+        except ValueError as error:  # returned, since a worker would bury its message in a traceback
+            return error
+        samples = augment(arrays["sample"], positions, seed=self.seed, flip=self.flip, pad=self.pad)
+        return to_tensors(self.source, {**arrays, "sample": samples}, positions)
+
+
+def _as_is(batch: Any) -> Any:
+    """The batches are made whole by `__getitems__`, so there is nothing to collate."""
+    return batch
+
+
+def _start_worker(worker: int) -> None:
+    """Leaves the signals that stop a run to its main process, which still needs its workers to end well.
+
+    Schedulers send SIGTERM to every process once; the second one is Python's own, at exit.
+    """
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, lambda *_: signal.signal(signal.SIGTERM, signal.SIG_DFL))
+
+
+def training_loader(
+    source: Source,
+    settings: DataConfig,
+    *,
+    batch_size: int,
+    seed: int,
+    start_step: int = 0,
+    rank: int = 0,
+    world_size: int = 1,
+    micro_batches: int = 1,
+    workers: int | None = None,
+    pin_memory: bool = False,
+) -> Generator[Batch]:
+    """The endless training batches of one process, from a given step on; `close()` stops its workers.
+
+    Every batch is a function of the seed, the step, the rank and the settings alone; the number of workers
+    changes nothing, and torch's global random state is neither read nor changed.
+
+    Args:
+        source: the training data.
+        settings: `random_flip`, `random_crop` and `workers` are read.
+        batch_size: the global batch size, a multiple of `world_size` times `micro_batches`.
+        seed: the seed of the run.
+        start_step: the first step.
+        rank, world_size: this process and how many there are.
+        micro_batches: batches per step; see `StepBatchSampler`.
+        workers: processes that read ahead, 0 for none; None takes `settings.workers`.
+        pin_memory: whether tensors go to page-locked memory, for asynchronous copies to a GPU.
+
+    Raises:
+        ValueError: the batch size does not divide; while iterating, a record cannot be decoded.
+    """
+    sampler = StepBatchSampler(
+        length=len(source),
+        batch_size=batch_size,
+        seed=seed,
+        start_step=start_step,
+        rank=rank,
+        world_size=world_size,
+        micro_batches=micro_batches,
+    )
+    workers = settings.workers if workers is None else workers
+    loader = DataLoader(
+        _TrainingBatches(source, seed, settings.random_flip, settings.random_crop),
+        batch_sampler=sampler,  # pyright: ignore[reportArgumentType] # any iterable of lists will do
+        collate_fn=_as_is,
+        num_workers=workers,
+        worker_init_fn=_start_worker,
+        generator=torch.Generator().manual_seed(seed),
+        pin_memory=pin_memory,
+        # Forked workers share the decoded data instead of receiving a copy each.
+        multiprocessing_context="fork" if workers and sys.platform == "linux" else None,
+    )
+    stream = _raising(iter(loader))
+    atexit.register(_close, weakref.ref(stream))
+    return stream
+
+
+def _close(stream: weakref.ref[Generator]) -> None:
+    """Stops the workers of a stream that nobody closed; Python would wait seconds for each of them."""
+    if (alive := stream()) is not None:
+        alive.close()
+
+
+def _raising(batches: Iterator[Batch | ValueError]) -> Generator[Batch]:
+    """The loader's batches; an error that came in place of one is raised here, its message intact."""
+    for batch in batches:
+        if isinstance(batch, ValueError):
+            raise batch
+        yield batch
+
+
+def fixed_batches(source: Source, indices: Sequence[int], batch_size: int) -> Iterator[Batch]:
+    """Samples in the given order, cut at the centre and not augmented, for validation.
+
+    Args:
+        source: the validation data.
+        indices: which samples; "position" in a batch is the place in this list.
+        batch_size: samples per batch; the last may be smaller.
+    """
+    for first in range(0, len(indices), batch_size):
+        chunk = np.asarray(indices[first : first + batch_size], dtype=np.int64)
+        yield to_tensors(source, source.read(chunk), np.arange(first, first + len(chunk)))
