@@ -132,10 +132,13 @@ def _close(stream: weakref.ref[Generator]) -> None:
 
 def _raising(batches: Iterator[Batch | ValueError]) -> Generator[Batch]:
     """The loader's batches; an error that came in place of one is raised here, its message intact."""
-    for batch in batches:
-        if isinstance(batch, ValueError):
-            raise batch
-        yield batch
+    try:
+        for batch in batches:
+            if isinstance(batch, ValueError):
+                raise batch
+            yield batch
+    finally:
+        del batches  # stops the workers now, although the error's traceback keeps this frame
 
 
 def fixed_batches(source: Source, indices: Sequence[int], batch_size: int) -> Iterator[Batch]:

@@ -145,7 +145,7 @@ def open_source(settings: DataConfig, split: str = "train", format: DataFormat |
         raise ValueError(f"data.source is {settings.source!r}; expected one of {', '.join(KINDS)}.")
     splits = {name: cache(opened) for name, opened in KINDS[settings.source](settings).items()}
     records = open_split(splits, split, settings.validation_fraction)
-    reference = "the training data" if format else splits["train"]().name(0)
+    reference = splits["train"]().name(0)
     form = format or training_format(splits, settings)
     source = Source(records, form, label_indices(records, form.class_names), settings.size is not None, reference)
     if len(source):
