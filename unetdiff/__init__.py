@@ -14,18 +14,26 @@ _HOMES = {
     "UNet": "unetdiff.models.unet",
     "UNetOutput": "unetdiff.models.unet",
     "UNetSpec": "unetdiff.spec",
+    "DataFormat": "unetdiff.data.formats",
     "Norm": "unetdiff.spec",
     "NormPlacement": "unetdiff.spec",
     "Site": "unetdiff.spec",
+    "load_run": "unetdiff.runs",
+    "make_schedule": "unetdiff.diffusion.schedule",
+    "sample_images": "unetdiff.diffusion.sampler",
     # diffusers asks the package that a component names for the base class of its models.
     "ModelMixin": "diffusers",
 }
 
-__all__ = [*sorted(set(_HOMES) - {"ModelMixin"}), "__version__"]
+__all__ = [*sorted(set(_HOMES) - {"ModelMixin"}), "__version__"]  # pyright: ignore[reportUnsupportedDunderAll]
 
 if TYPE_CHECKING:
+    from unetdiff.data.formats import DataFormat as DataFormat
+    from unetdiff.diffusion.sampler import sample_images as sample_images
+    from unetdiff.diffusion.schedule import make_schedule as make_schedule
     from unetdiff.models.unet import UNet as UNet
     from unetdiff.models.unet import UNetOutput as UNetOutput
+    from unetdiff.runs import load_run as load_run
     from unetdiff.spec import Norm as Norm
     from unetdiff.spec import NormPlacement as NormPlacement
     from unetdiff.spec import Site as Site

@@ -6,14 +6,17 @@ settings of a run are saved beside it as `config.yaml`, which is itself a file t
 
 from __future__ import annotations
 
+import argparse
 import dataclasses
+import difflib
 import os
+import re
 import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal, NoReturn
+from typing import Any, Literal, NoReturn, get_args
 
 from unetdiff.diffusion.options import (
     SamplerName,
@@ -27,6 +30,7 @@ from unetdiff.presets import preset
 from unetdiff.spec import Architecture, check_choices
 
 Precision = Literal["auto", "float32", "bf16", "fp16"]
+SAMPLER_NAMES: tuple[str, ...] = get_args(SamplerName)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -53,7 +57,8 @@ class DiffusionConfig:
         schedule: `linear` (Ho et al. 2020), `cosine` (Nichol & Dhariwal 2021), `zero_terminal_snr` (Lin et al. 2024).
         weighting: of the loss over noise levels: `uniform`, `min_snr` (Hang et al. 2023), `truncated_snr`.
         variance: `fixed`, or `learned` (Nichol & Dhariwal 2021).
-        min_snr_gamma: where `min_snr` clips. num_train_timesteps: number of noise levels.
+        min_snr_gamma: where `min_snr` clips the signal-to-noise ratio.
+        num_train_timesteps: number of noise levels.
         label_dropout: share of labels replaced by the null class in training, for classifier-free guidance.
     """
 
@@ -81,7 +86,9 @@ class DataConfig:
     Args:
         source: `digits` (embedded real digits), `waveforms` (generated signals), `blobs` (generated volumes),
             `folder` (images, flat or one subfolder per class), `dataset` (parquet files or a hub name), `npy`.
-        path: the folder, file or hub name. image_column, label_column: columns of a `dataset`.
+        path: the folder, file or hub name.
+        image_column: column of a `dataset` with the samples.
+        label_column: column of a `dataset` with the labels; none: without labels.
         dims: spatial axes of `npy` data and array columns where the shape leaves it open.
         size: resize so that the short side fits and crop; none: all samples must have one size.
         validation_fraction: held out where the source has no split of its own.
@@ -138,14 +145,21 @@ class TrainConfig:
     Args:
         steps: optimizer steps. batch_size: samples per step, all processes and accumulation together.
         accumulation: micro-batches per process and step.
-        learning_rate: peak rate of AdamW; warmup_steps: linear rise to it; decay: what follows, over `steps`.
-        betas, weight_decay: of AdamW. gradient_clip: largest norm of the gradient.
+        learning_rate: peak rate of AdamW.
+        warmup_steps: steps of the linear rise to it.
+        decay: what follows the warm-up, over the rest of `steps`.
+        betas: of AdamW.
+        weight_decay: of AdamW.
+        gradient_clip: largest norm of the gradient.
         precision: `auto` times a few steps in float32 and in bf16 and takes what pays; stored with the run.
         compile: compile the network with torch.compile.
-        checkpoint_every, keep_checkpoints: steps between checkpoints, and how many to keep.
-        log_every, validate_every, sample_every: steps between log lines, validation losses and sample grids
-            (0: never); the last step validates and samples in any case.
-        validation_size: samples of the validation loss. sample_count: samples in a grid.
+        checkpoint_every: steps between checkpoints.
+        keep_checkpoints: how many to keep.
+        log_every: steps between lines in metrics.jsonl.
+        validate_every: steps between validation losses; 0: after the last step only.
+        sample_every: steps between sample grids; 0: after the last step only.
+        validation_size: samples of the validation loss.
+        sample_count: samples in a grid.
         non_finite_limit: stop after this many steps in a row with a non-finite loss or gradient.
         tracker: write the figures to TensorBoard (the `track` extra) or Weights & Biases (where it is installed) too.
         deterministic: on GPUs, only kernels that repeat bit for bit, at some cost; CPU runs do so in any case.
@@ -186,7 +200,13 @@ class TrainConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class SamplingConfig:
-    """How the grids of a run are sampled, and what `sample/images.py` takes by default."""
+    """How the grids of a run are sampled.
+
+    Args:
+        sampler: by name.
+        steps: sampling steps.
+        guidance: scale of classifier-free guidance, 1 for none.
+    """
 
     sampler: SamplerName = "dpmpp"
     steps: int = 20
@@ -200,7 +220,18 @@ class SamplingConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class DenoiseConfig:
-    """Everything that a denoising run is made of; `run_dir` none: runs/ and the settings file's name."""
+    """Everything that a denoising run is made of.
+
+    Args:
+        run_dir: the run's folder; none: runs/ and the settings file's name.
+        seed: of everything random.
+        model: the network.
+        diffusion: the noise.
+        data: where samples come from.
+        train: the loop.
+        ema: averages of the weights.
+        sampling: how the grids of a run are sampled.
+    """
 
     run_dir: str | None = None
     seed: int = 0
@@ -223,6 +254,14 @@ def fail(message: object) -> NoReturn:
     if os.environ.get("RANK", "0") == "0":
         print("error: " + " ".join(str(message).split()), file=sys.stderr)
     raise SystemExit(2)
+
+
+class CommandParser(argparse.ArgumentParser):
+    """An argument parser whose errors are one sentence, like all others here."""
+
+    def error(self, message: str) -> NoReturn:
+        """End the command with `message` and exit code 2."""
+        fail(message)
 
 
 @contextmanager
@@ -252,6 +291,7 @@ def parse_denoise(arguments: Sequence[str], program: str = "train/denoise.py") -
             prog=f"python {program} [CONFIG]",
             description="Train a denoiser. CONFIG is a YAML file; every setting below overrides it.",
             exit_on_error=False,
+            allow_abbrev=False,
         )
         parser.add_argument("--config", action="config", help="settings file (YAML); CONFIG for short")
         parser.add_class_arguments(DenoiseConfig, as_group=False)
@@ -261,12 +301,23 @@ def parse_denoise(arguments: Sequence[str], program: str = "train/denoise.py") -
         try:
             parsed = parser.instantiate_classes(parser.parse_args(arguments))
         except ArgumentError as error:
-            raise ValueError(error) from error
+            raise ValueError(
+                _with_suggestion(str(error), list(parser.get_defaults(skip_validation=True).keys()))
+            ) from error
         entries = {entry.name: parsed[entry.name] for entry in dataclasses.fields(DenoiseConfig)}
         config = DenoiseConfig(**entries)
         if config.run_dir is None:
             raise ValueError("no run folder: give a CONFIG file, or --run_dir DIR")
     return config
+
+
+def _with_suggestion(message: str, known: Sequence[str]) -> str:
+    """A parser's message, with the setting that a misspelt one probably meant."""
+    misspelt = re.search(r"unrecognized arguments: --([\w.]+)|does not accept option '([\w.]+)'", message)
+    if misspelt is None:
+        return message
+    near = difflib.get_close_matches(misspelt[1] or misspelt[2], known, n=1)
+    return f"{message}; did you mean {near[0]}?" if near else message
 
 
 def _value_of(arguments: Sequence[str], option: str) -> str | None:

@@ -32,7 +32,7 @@ def sync_tree(folder: Path) -> None:
 def write_text(path: Path, text: str) -> None:
     """Replace the file `path` in one step."""
     temporary = path.with_name(f".tmp-{path.name}")
-    temporary.write_text(text)
+    temporary.write_text(text, encoding="utf-8")
     with temporary.open("rb+") as file:
         os.fsync(file.fileno())
     os.replace(temporary, path)

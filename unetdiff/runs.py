@@ -85,6 +85,28 @@ def load_run(path: str | Path, *, checkpoint: str | None = None, weights: Weight
     return Run(unet.to(device).eval(), scheduler, _load_format(folder, unet), folder)  # pyright: ignore
 
 
+def class_labels(text: str | None, run: Run) -> list[int] | None:
+    """The labels that a command line names: `3`, `0,1,2`, class names, `none`, or nothing for every class in turn.
+
+    Raises:
+        ValueError: a name or number that is no class of the network.
+    """
+    count = run.unet.config.get("num_classes", run.unet.config.get("num_class_embeds")) or 0
+    if text is None:
+        return list(range(count)) or None
+    if text.lower() == "none":
+        return None
+    names = run.format.class_names or ()
+    labels = []
+    for entry in (part.strip() for part in text.split(",")):
+        if not entry.lstrip("-").isdigit() and entry not in names:
+            known = f"0 to {count - 1}" if count else "none: it has no classes"
+            named = f" or one of: {', '.join(names)}" if names else ""
+            raise ValueError(f"--labels names {entry!r}; this network's classes are {known}{named}")
+        labels.append(names.index(entry) if entry in names else int(entry))
+    return labels
+
+
 def _network_folder(path: Path, checkpoint: str | None) -> Path:
     """The folder with the network's index."""
     if not path.is_dir():

@@ -239,7 +239,8 @@ class Architecture:
         attention: whether each level attends: one value, or one per level (both sides).
         decoder_attention: the same for the decoder alone; None: as the encoder.
         middle_attention: attention between the two blocks at the coarsest level.
-        attention_heads: heads per attention layer; attention_head_channels: fixes their width instead.
+        attention_heads: heads per attention layer.
+        attention_head_channels: width of a head, instead of their number.
         strides: resampling factor from each level to the next: one number for all, one per transition, or one
             list per transition with a factor per axis (anisotropic volumes).
         downsample: `strided` convolution, `strided_asymmetric` (padded after the end only, as TensorFlow's SAME
@@ -248,7 +249,8 @@ class Architecture:
         time_embedding: `sinusoidal` (Vaswani et al. 2017), `fourier` (Tancik et al. 2020), or `none`: the network
             then owns no time parameters and refuses a timestep.
         time_channels: width of the embedding; None: 4 times the first level's.
-        frequency_shift, sin_first: layout of the sinusoid: (1, True) is DDPM's, (0, False) is ADM's.
+        frequency_shift: layout of the sinusoid: 1 is DDPM's, 0 is ADM's.
+        sin_first: layout of the sinusoid: sines before cosines as DDPM, or after them as ADM.
         norm: a placement's name (`ddpm`, `adm`) or the fields of a `NormPlacement`.
         activation: the nonlinearity throughout.
         dropout: probability, before the second convolution of each residual block.

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import multiprocessing
 import os
 import signal
 import subprocess
@@ -119,6 +120,7 @@ def test_a_file_that_breaks_later_is_named_in_one_line(
     (image_folder / "ant" / "4.png").write_bytes(b"")
     with pytest.raises(ValueError, match=r"^.*ant/4\.png is not a readable image; [^\n]*\.$"):
         batches(source, 1, settings, workers=workers)
+    assert not multiprocessing.active_children()
 
 
 def test_batch_size_is_checked_at_once(source: Source):

@@ -139,6 +139,13 @@ def test_npy_file(tmp_path: Path, shape: tuple[int, ...], dims: int, channels: i
     assert batch["label"].tolist() == [0, 1]
 
 
+@pytest.mark.parametrize(("dims", "space", "channels"), [(2, (6, 7), 8), (3, (6, 7, 8), 1)])
+def test_dims_tell_channels_from_space(tmp_path: Path, dims: int, space: tuple[int, ...], channels: int):
+    np.save(tmp_path / "x.npy", np.random.default_rng(0).normal(size=(5, 6, 7, 8)))
+    form = open_source(folder(tmp_path / "x.npy", source="npy", dims=dims)).format
+    assert (form.dims, form.size, form.channels) == (dims, space, channels)
+
+
 def test_npy_folder(tmp_path: Path):
     arrays = np.random.default_rng(0).integers(0, 255, (4, 6, 6, 6), np.uint8)
     for i, array in enumerate(arrays):

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from .images import SUFFIXES
-from .records import Arrays, Files, array_dims, array_header, open_npy
+from .records import Arrays, Files, array_header, open_npy
 from .splits import SPLIT_NAMES, Splits
 
 if TYPE_CHECKING:
@@ -81,7 +81,7 @@ def _file_records(root: Path, suffixes: tuple[str, ...], settings: DataConfig) -
     if settings.label_column is not None:
         labels_path = root / LABELS_FILE
         labels = read_labels(labels_path, len(paths)) if labels_path.exists() else class_folders(paths, root)
-    return Files(paths, labels, array_dims(settings))
+    return Files(paths, labels, settings.dims)
 
 
 def _folder_splits(settings: DataConfig, suffixes: tuple[str, ...]) -> Splits:
@@ -115,7 +115,7 @@ def _npy_file(path: Path, settings: DataConfig) -> Arrays:
     array = open_npy(path)
     if array.ndim < 2 or not len(array):
         raise ValueError(f"{path} has shape {list(array.shape)}; expected samples first, as in (N, *space, C).")
-    header = array_header(array.shape[1:], array.dtype, array_dims(settings), str(path))
+    header = array_header(array.shape[1:], array.dtype, settings.dims, str(path))
     labels_path = path.with_name(LABELS_FILE)
     wanted = settings.label_column is not None and labels_path.exists()
     labels = read_labels(labels_path, len(array)) if wanted else None

@@ -24,6 +24,9 @@ if TYPE_CHECKING:
 Batch = dict[str, torch.Tensor]
 """Keys: "sample" float32 (n, C, *space) in [-1, 1], "label" int64 (n,) if any, "position" int64 (n,)."""
 
+GRACE_SECONDS = 30
+"""How long a worker outlives SIGTERM."""
+
 
 def to_tensors(source: Source, arrays: dict[str, np.ndarray], positions: np.ndarray) -> Batch:
     """What `Source.read` returned as network input."""
@@ -60,10 +63,12 @@ def _as_is(batch: Any) -> Any:
 def _start_worker(worker: int) -> None:
     """Leaves the signals that stop a run to its main process, which still needs its workers to end well.
 
-    Schedulers send SIGTERM to every process once; the second one is Python's own, at exit.
+    A batch system sends SIGTERM to every process, so that a worker must outlive it until the main process
+    has saved its work; Python sends it at exit and then waits, so that a worker must not outlive it for long.
     """
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    signal.signal(signal.SIGTERM, lambda *_: signal.signal(signal.SIGTERM, signal.SIG_DFL))
+    signal.signal(signal.SIGALRM, signal.SIG_DFL)
+    signal.signal(signal.SIGTERM, lambda *_: signal.alarm(GRACE_SECONDS))
 
 
 def training_loader(

@@ -5,15 +5,12 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import Any, Protocol
 
 import numpy as np
 
 from .formats import DTYPES
 from .images import SUFFIXES, Header, decode_image, image_header
-
-if TYPE_CHECKING:
-    from unetdiff.config import DataConfig
 
 Labels = Sequence[Any] | np.ndarray
 """Numbers, names or None, as found."""
@@ -56,11 +53,6 @@ class Records(Protocol):
         ...
 
 
-def array_dims(settings: DataConfig) -> int | None:
-    """Spatial axes of arrays where the settings say so (`data.dims`), None to tell from the shape."""
-    return getattr(settings, "dims", None)
-
-
 def sample_layout(shape: tuple[int, ...], dims: int | None) -> tuple[tuple[int, ...], int]:
     """Tells spatial axes from channels in the shape of one array.
 
@@ -77,7 +69,9 @@ def sample_layout(shape: tuple[int, ...], dims: int | None) -> tuple[tuple[int, 
     if dims is None:
         dims = len(shape) - (len(shape) > 1 and shape[-1] <= 4)
     if not (1 <= dims <= 3 and len(shape) - dims in (0, 1) and all(shape)):
-        raise ValueError(f"has samples of shape {list(shape)}; expected 1 to 3 spatial axes, then channels")
+        raise ValueError(
+            f"has samples of shape {list(shape)}; expected 1 to 3 spatial axes, then channels (see data.dims)"
+        )
     return shape[:dims], shape[dims] if len(shape) > dims else 1
 
 

@@ -11,7 +11,7 @@ import numpy as np
 
 from .files import list_files
 from .images import Header, decode_image, image_header
-from .records import Labels, array_dims, array_header, as_sample
+from .records import Labels, array_header, as_sample
 from .splits import SPLIT_NAMES, Splits
 
 if TYPE_CHECKING:
@@ -38,7 +38,7 @@ class Table:
         import datasets
 
         self.origin = origin
-        self.dims = array_dims(settings)
+        self.dims = settings.dims
         for key in ("image_column", "label_column"):
             column = getattr(settings, key)
             if column is not None and column not in rows.column_names:

@@ -26,7 +26,7 @@ class UNetOutput(BaseOutput):
     """What a `UNet` returns: `sample`, (N, C, *space), the first head's output; `heads`, every output by name."""
 
     sample: Tensor
-    heads: dict[str, Tensor]
+    heads: dict[str, Tensor] = None  # pyright: ignore # never None: accelerate rebuilds outputs from one mapping
 
 
 class _Walk(nn.ModuleDict):

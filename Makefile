@@ -1,0 +1,32 @@
+# `make demo` and `make test` set everything up by themselves: a machine needs Python 3.11 or later, and make.
+PYTHON ?= python3
+BIN := .venv/bin
+
+.PHONY: demo test test-slow lint .venv clean
+
+# Train on the embedded digits, draw new ones, and have a classifier read them.
+demo: .venv
+	$(BIN)/python train/denoise.py configs/digits.yaml --run_dir runs/demo
+	$(BIN)/python sample/check_digits.py runs/demo
+
+test: .venv
+	$(BIN)/python -m pytest -n auto --maxprocesses 4 -m "not slow"
+
+# What takes longer: kills at random moments, the compiler, training to a stated figure.
+test-slow: .venv
+	$(BIN)/python -m pytest -m slow
+
+lint: .venv
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/pyright
+
+.venv: .venv/complete
+
+.venv/complete: pyproject.toml constraints.txt
+	$(PYTHON) -m venv .venv
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable ".[dev]"
+	touch $@
+
+clean:
+	rm -rf .venv runs
