@@ -1,0 +1,133 @@
+"""Padding, embeddings, attention, skips and residuals against their formulas."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+from diffusers.models.embeddings import get_timestep_embedding
+from torch.testing import assert_close
+
+from unetdiff.nn.attention import SelfAttention, normalize_heads
+from unetdiff.nn.dims import conv, crop, pad_to_multiple
+from unetdiff.nn.embed import ConditionedNorm, ConditionEmbedding, SinusoidalEmbedding
+from unetdiff.nn.resample import AsymmetricStridedConv, Nearest
+from unetdiff.nn.residual import merge_residual, mp_sum
+from unetdiff.nn.skips import ConcatSkip
+from unetdiff.spec import Norm, NormPlacement, Site, UNetSpec
+
+
+@pytest.mark.parametrize("mode", ["zeros", "reflect", "replicate", "circular"])
+@pytest.mark.parametrize("size", [(1, 1), (5, 7), (8, 3), (8, 8)])
+def test_padding_reaches_the_multiple_and_crops_back(mode: str, size: tuple[int, int]) -> None:
+    x = torch.randn(2, 3, *size)
+    padded = pad_to_multiple(x, (4, 8), mode)  # pyright: ignore
+    assert padded.shape[2] % 4 == 0
+    assert padded.shape[3] % 8 == 0
+    assert_close(crop(padded, size), x, rtol=0, atol=0)
+    if mode == "zeros":
+        assert_close(padded.sum(), x.sum())
+
+
+@pytest.mark.parametrize(("shift", "sin_first"), [(0, False), (1, True), (1, False)])
+def test_sinusoid_equals_diffusers(shift: int, sin_first: bool) -> None:
+    timestep = torch.tensor([0.0, 3.5, 999.0])
+    ours = SinusoidalEmbedding(16, frequency_shift=shift, sin_first=sin_first)(timestep)
+    theirs = get_timestep_embedding(timestep, 16, flip_sin_to_cos=not sin_first, downscale_freq_shift=shift)
+    assert_close(ours, theirs)
+
+
+def test_conditions_that_are_missing_or_not_taken_are_named() -> None:
+    timed = ConditionEmbedding(UNetSpec(channels=[8], num_classes=3))
+    with pytest.raises(ValueError, match="conditioned on the timestep"):
+        timed(None, torch.tensor([0]), 1)
+    with pytest.raises(ValueError, match="call it with class_labels, 0 to 2"):
+        timed(torch.tensor([1.0]), None, 1)
+    with pytest.raises(ValueError, match="without classes"):
+        ConditionEmbedding(UNetSpec(channels=[8]))(torch.tensor([1.0]), torch.tensor([0]), 1)
+
+
+def test_null_class_stands_for_no_label() -> None:
+    embed = ConditionEmbedding(UNetSpec(channels=[8], num_classes=3, null_class=True))
+    timestep = torch.tensor([5.0])
+    assert_close(embed(timestep, None, 1), embed(timestep, torch.tensor([3]), 1))
+    assert not torch.equal(embed(timestep, None, 1), embed(timestep, torch.tensor([2]), 1))
+
+
+@pytest.mark.parametrize("mode", ["none", "add", "scale", "scale_shift"])
+def test_embedding_enters_a_norm_as_its_formula_says(mode: str) -> None:
+    layer = ConditionedNorm(torch.nn.Identity(), mode, 4, 6)
+    h, embedding = torch.randn(2, 4, 3, 3), torch.randn(2, 6)
+    entry = torch.zeros(2, 0) if layer.project is None else layer.project(torch.nn.functional.silu(embedding))
+    first, second = (entry[:, part, None, None] for part in (slice(0, 4), slice(4, 8)))
+    expected = {
+        "none": lambda: h,
+        "add": lambda: h + first,
+        "scale": lambda: h * (1 + first),
+        "scale_shift": lambda: h * (1 + first) + second,
+    }[mode]()
+    assert_close(layer(h, embedding), expected)
+
+
+@pytest.mark.parametrize("qk", ["none", "rms", "l2"])
+@pytest.mark.parametrize("space", [(6,), (2, 3), (2, 3, 2)])
+def test_attention_is_the_softmax_average_of_values(qk: str, space: tuple[int, ...]) -> None:
+    placement = NormPlacement(attention="none", qk=qk, zero_init=frozenset())  # pyright: ignore
+    layer = SelfAttention(8, 2, placement, Norm(), len(space))
+    x = torch.randn(2, 8, *space)
+    tokens = x.flatten(2).transpose(1, 2)
+    query, key, value = (
+        part.unflatten(-1, (2, 4)).transpose(1, 2) for part in layer.query_key_value(tokens).chunk(3, dim=-1)
+    )
+    query, key = (normalize_heads(entry, qk) for entry in (query, key))
+    weights = (query @ key.transpose(-1, -2) / math.sqrt(4)).softmax(-1)
+    expected = layer.out((weights @ value).transpose(1, 2).flatten(2)).transpose(1, 2).reshape(x.shape)
+    assert_close(layer(x), x + expected, rtol=1e-4, atol=1e-5)
+
+
+def test_residual_sums_keep_what_they_promise() -> None:
+    a, b = torch.randn(2, 100_000), torch.randn(2, 100_000)
+    assert_close(mp_sum(a, b, 0.3).std(), torch.tensor(1.0), atol=0.01, rtol=0)
+    half = merge_residual(a, b, NormPlacement(residual="sqrt_half"))
+    assert_close(half, (a + b) / math.sqrt(2))
+    assert_close(merge_residual(a, b, NormPlacement()), a + b)
+
+
+def test_magnitude_preserving_concatenation_has_unit_magnitude_and_equal_shares() -> None:
+    x, skip = torch.randn(4, 16, 50, 50), torch.randn(4, 48, 50, 50)
+    merge = ConcatSkip(16, 48, NormPlacement(concat="mp"), Site(), 2)
+    out = merge(x, skip)
+    assert_close(out.square().mean(), torch.tensor(1.0), atol=0.01, rtol=0)
+    shares = [part.square().sum() for part in (out[:, :16], out[:, 16:])]
+    assert_close(shares[0] / shares[1], torch.tensor(1.0), atol=0.02, rtol=0)
+
+
+def test_skip_is_scaled_and_normalised_as_placed() -> None:
+    x, skip = torch.randn(2, 4, 5), torch.randn(2, 8, 5) * 9
+    assert_close(ConcatSkip(4, 8, NormPlacement(skip_scale=0.5), Site(), 1)(x, skip)[:, 4:], skip * 0.5)
+    before = ConcatSkip(4, 8, NormPlacement(skip="before_concat"), Site(norm=Norm("pixel", eps=0)), 1)(x, skip)
+    assert_close(before[:, 4:].square().mean(1), torch.ones(2, 5))
+    learned = ConcatSkip(4, 8, NormPlacement(skip_scale="learned"), Site(), 1)
+    learned(x, skip).sum().backward()
+    assert learned.scale is not None
+    assert learned.scale.grad is not None
+
+
+def test_asymmetric_stride_pads_after_the_end() -> None:
+    layer = AsymmetricStridedConv(1, (2, 2), 2, "plain")
+    x = torch.randn(1, 1, 6, 6)
+    padded = torch.nn.functional.pad(x, (0, 1, 0, 1))
+    assert_close(layer(x), torch.nn.functional.conv2d(padded, layer.conv.weight, layer.conv.bias, stride=2))
+    assert AsymmetricStridedConv(1, (1, 2), 2, "plain")(x).shape == (1, 1, 6, 3)
+
+
+def test_nearest_repeats_per_axis() -> None:
+    x = torch.arange(4.0).reshape(1, 1, 2, 2)
+    assert_close(Nearest((1, 3))(x), x.repeat_interleave(3, dim=3))
+
+
+def test_weights_are_standardized_only_when_asked() -> None:
+    standardized = conv(2, 3, 4, weights="standardized")
+    assert torch.nn.utils.parametrize.is_parametrized(standardized, "weight")
+    assert not torch.nn.utils.parametrize.is_parametrized(conv(2, 3, 4), "weight")

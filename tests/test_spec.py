@@ -1,0 +1,75 @@
+"""The typed values of a network: what they refuse, and that JSON keeps them."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+
+from unetdiff.spec import PLACEMENTS, Norm, NormPlacement, Site, UNetSpec, from_json
+
+
+@pytest.mark.parametrize("name", PLACEMENTS)
+def test_placements_survive_json(name: str) -> None:
+    placement = PLACEMENTS[name]
+    assert NormPlacement.of(json.loads(json.dumps(placement.to_json()))) == placement
+    assert NormPlacement.of(name) is placement
+
+
+def test_placement_starts_from_a_preset() -> None:
+    changed = NormPlacement.of({"preset": "ddpm", "out": {"kind": "none"}})
+    assert changed.out == Norm("none")
+    assert changed.encoder == PLACEMENTS["ddpm"].encoder
+    assert changed.time == "add"
+
+
+def test_the_middle_follows_the_encoder_unless_it_has_its_own() -> None:
+    post = Site("post")
+    assert NormPlacement(encoder=post).site("middle") == post
+    assert NormPlacement(encoder=post, middle=Site("none")).site("middle").pos == "none"
+    assert NormPlacement(encoder=post).site("decoder").pos == "pre"
+
+
+def test_spec_survives_json() -> None:
+    spec = UNetSpec(channels=[8, 16], heads={"z": 1, "a": 2}, norm={"preset": "adm"}, strides=[[1, 2]])
+    again = from_json(UNetSpec, json.loads(json.dumps(spec.to_json(), sort_keys=True)))
+    assert list(again.outputs) == ["z", "a"]
+    assert again.levels("encoder", 2) == spec.levels("encoder", 2)
+
+
+def test_decoder_has_one_block_more_unless_told() -> None:
+    spec = UNetSpec(channels=[8, 16], blocks=[1, 3])
+    assert [len(level.attention) for level in spec.levels("decoder", 2)] == [2, 4]
+    spec = UNetSpec(channels=[8, 16], blocks=[1, 3], decoder_blocks=1, decoder_attention=[True, False])
+    assert [level.attention for level in spec.levels("decoder", 2)] == [(True,), (False,)]
+
+
+REFUSED = {
+    "channels is": {"channels": []},
+    "attention has 1 entries": {"channels": [8, 16], "attention": [True]},
+    "blocks has 3 entries": {"channels": [8, 16], "blocks": [1, 1, 1]},
+    "do not divide": {"channels": [8, 12], "attention_heads": 8},
+    "attention_head_channels": {"channels": [8, 12], "attention_head_channels": 8},
+    "strides has 2 entries": {"channels": [8, 12], "strides": [2, 2]},
+    "the data has 3 dimensions": {"channels": [8, 12], "strides": [[2, 2]], "dims": 3},
+    "expected factors": {"channels": [8, 12], "strides": [0]},
+    "dropout is 1.0": {"dropout": 1.0},
+    "dims is 4": {"dims": 4},
+    "downsample is 'stride'": {"downsample": "stride"},
+    "null_class needs num_classes": {"null_class": True},
+    "num_classes is 0": {"num_classes": 0},
+    "needs time_channels": {"num_classes": 2, "time_embedding": "none"},
+    "no norm placement is called 'ddpn'": {"norm": "ddpn"},
+    "kind is 'grp'": {"norm": {"out": {"kind": "grp"}}},
+    "Norm has no setting 'kin'": {"norm": {"out": {"kin": "group"}}},
+    "zero_init names 'all'": {"norm": {"zero_init": ["all"]}},
+    "skip_scale is 'big'": {"norm": {"skip_scale": "big"}},
+    "heads must name": {"heads": {}},
+    "in_channels is 0": {"in_channels": 0},
+}
+
+
+@pytest.mark.parametrize("message", REFUSED)
+def test_wrong_settings_are_named(message: str) -> None:
+    with pytest.raises(ValueError, match="(?s)" + message.replace("(", r"\(")):
+        UNetSpec(**REFUSED[message])
