@@ -34,11 +34,11 @@ def main() -> int:
     options = arguments(sys.argv[1:])  # before torch is imported
 
     import numpy as np
-    from tqdm import tqdm
 
     from unetdiff.diffusion.sampler import sample_images
     from unetdiff.figures import animation
     from unetdiff.outputs import write_samples
+    from unetdiff.progress import progress
     from unetdiff.runs import class_labels, load_run
     from unetdiff.training.processes import device_of, start_processes
 
@@ -51,7 +51,7 @@ def main() -> int:
         )
         labels = class_labels(options.labels, run)
         frames: list[np.ndarray] = []
-        bar = tqdm(unit="step", desc="sampling", disable=not state.is_main_process)
+        bar = progress(desc="sampling", disable=not state.is_main_process, delay=0.5)
 
         def on_step(step, total, x_t, x0):
             bar.total = total * -(-options.num // (options.batch_size * state.num_processes))

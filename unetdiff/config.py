@@ -26,6 +26,7 @@ from unetdiff.diffusion.options import (
     WeightingName,
     check_combination,
 )
+from unetdiff.files import write_text
 from unetdiff.presets import preset
 from unetdiff.spec import Architecture, check_choices
 
@@ -299,7 +300,7 @@ def parse_denoise(arguments: Sequence[str], program: str = "train/denoise.py") -
         if file is not None:
             parser.set_defaults({"run_dir": str(Path("runs") / Path(file).stem)})
         try:
-            parsed = parser.instantiate_classes(parser.parse_args(arguments))
+            parsed = parser.instantiate(parser.parse_args(arguments))
         except ArgumentError as error:
             raise ValueError(
                 _with_suggestion(str(error), list(parser.get_defaults(skip_validation=True).keys()))
@@ -364,4 +365,4 @@ def write_yaml(config: Any, path: Path) -> None:
     """Save complete settings so that the same command, given this file, does the same."""
     import yaml
 
-    path.write_text(yaml.safe_dump(to_plain(config), sort_keys=False, width=100))
+    write_text(path, yaml.safe_dump(to_plain(config), sort_keys=False, width=100))

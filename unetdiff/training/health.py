@@ -12,6 +12,14 @@ class TrainingStopped(RuntimeError):  # noqa: N818 - it is how training ends, no
     """Training cannot go on; the message says why, and what was saved."""
 
 
+def non_finite_samples(batch: dict[str, Tensor]) -> str | None:
+    """Which samples of a batch are not finite before any network sees them, in one phrase; None if all are."""
+    bad = ~batch["sample"].flatten(1).isfinite().all(1)
+    if not bad.any():
+        return None
+    return f"the data themselves are not finite, at position(s) {batch['position'][bad].tolist()} of the run"
+
+
 def _tensors(value: object) -> list[Tensor]:
     """The tensors in a module's output."""
     if isinstance(value, Tensor):

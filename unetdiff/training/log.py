@@ -12,6 +12,7 @@ from accelerate import Accelerator
 from tqdm import tqdm
 
 from unetdiff.files import write_text
+from unetdiff.progress import progress
 
 METRICS = "metrics.jsonl"
 
@@ -37,20 +38,7 @@ class RunLog:
     def __init__(self, run: Path, accelerator: Accelerator, *, first_step: int, steps: int, samples_per_step: int):
         self.run, self.accelerator, self.samples_per_step = run, accelerator, samples_per_step
         self.speaks = accelerator.is_main_process
-        terminal = sys.stderr.isatty()
-        self.bar = tqdm(
-            total=steps,
-            initial=first_step,
-            unit="step",
-            disable=not self.speaks,
-            dynamic_ncols=True,
-            mininterval=0.2 if terminal else 15,
-            # Without a terminal every update is a line of its own.
-            bar_format=None
-            if terminal
-            else "{desc}: {n_fmt}/{total_fmt} [{elapsed}<{remaining}, {rate_fmt}{postfix}]\n",
-            desc=run.name,
-        )
+        self.bar = progress(desc=run.name, total=steps, initial=first_step, disable=not self.speaks)
         self.start = self.since = time.perf_counter()
         self.paused = 0.0
         self.last_step = first_step

@@ -26,7 +26,7 @@ from unetdiff.models.unet import UNet
 from unetdiff.runs import write_network
 from unetdiff.training.checkpoint import TrainingState, load_checkpoint, newest_step, save_checkpoint
 from unetdiff.training.ema import WeightAverages
-from unetdiff.training.health import TrainingStopped, first_non_finite
+from unetdiff.training.health import TrainingStopped, first_non_finite, non_finite_samples
 from unetdiff.training.log import RunLog, keep_metrics_until
 from unetdiff.training.processes import Agreement, catching_stop, share
 from unetdiff.training.schedule import learning_rate
@@ -123,7 +123,7 @@ class Trainer:
             with catching_stop() as request:
                 batches = self.batches(start) if start < self.config.steps else iter(())
                 for step in range(start, self.config.steps):
-                    self._step(step, batches)
+                    self.training_step(step, batches)
                     self._after(step + 1)
                     (stop,) = self.agreement.totals(int(request.signal > 0))
                     if stop:
@@ -133,7 +133,7 @@ class Trainer:
             self.log.close()
         return self.config.steps
 
-    def _step(self, step: int, batches: Iterator[Batch]) -> None:
+    def training_step(self, step: int, batches: Iterator[Batch]) -> None:
         """One optimizer step on one global batch."""
         config = self.config
         for group in self.optimizer.param_groups:
@@ -202,7 +202,8 @@ class Trainer:
                 with self.accelerator.autocast():
                     self.task.loss(self.unet, batch)
 
-        own = first_non_finite(self.unet, rerun)
+        own = next(filter(None, (non_finite_samples(batch) for batch, _ in micro)), None)
+        own = own or first_non_finite(self.unet, rerun)
         blind = own.startswith("every output and gradient")
         place = self.accelerator.process_index + (self.accelerator.num_processes if blind else 0)
         return min(self.agreement.collect((place, own)))[1]
@@ -227,7 +228,8 @@ class Trainer:
             self._validate(done)
         if last or (config.sample_every and done % config.sample_every == 0):
             self._picture(done)
-        if last or done % config.checkpoint_every == 0:
+        # In a row of bad steps the weights may be what is wrong: the last good checkpoint stays the newest.
+        if last or (done % config.checkpoint_every == 0 and not self.bad_in_a_row):
             self._save(done)
         self.log.pause(time.perf_counter() - before)
 
@@ -264,7 +266,7 @@ class Trainer:
     def _stop(self, done: int) -> None:
         """Save and end, because a signal asked for it; a run that has all its steps ends by itself."""
         if done < self.config.steps:
-            if done % self.config.checkpoint_every:
+            if done % self.config.checkpoint_every or self.bad_in_a_row:
                 self._save(done)
             raise TrainingStopped(f"stopped by a signal after step {done}; the same command goes on from there")
 

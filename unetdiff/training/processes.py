@@ -13,6 +13,7 @@ from typing import Any
 import torch
 import torch.distributed as dist
 from accelerate import Accelerator, PartialState
+from accelerate.state import AcceleratorState
 from accelerate.utils import DistributedDataParallelKwargs, broadcast_object_list
 
 from unetdiff.config import Precision
@@ -52,6 +53,7 @@ def share(value: Any) -> Any:
 def make_accelerator(precision: Precision, tracker: str, project_dir: str) -> Accelerator:
     """accelerate with the decided precision, on the processes that `start_processes` joined."""
     on_cpu = device_of(PartialState()).type == "cpu"
+    AcceleratorState._reset_state()  # another run of this process may have had another precision
     accelerator = Accelerator(
         cpu=on_cpu,
         mixed_precision=_MIXED[precision],

@@ -45,7 +45,7 @@ def open_run_folder(config: DenoiseConfig) -> Path:
         raise ValueError(f"{folder} is a file; expected a folder for the run")
     if saved.is_file():
         _check_same(read_yaml(saved), to_plain(config), folder)
-    elif folder.is_dir() and any(folder.iterdir()):
+    elif folder.is_dir() and any(not path.name.startswith(".tmp-") for path in folder.iterdir()):
         raise ValueError(f"{folder} holds other files but no run; expected a new or empty folder, or a run's")
     folder.mkdir(parents=True, exist_ok=True)
     write_yaml(config, saved)
