@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -173,3 +174,31 @@ def test_loop_draws_nothing_from_the_global_generator(tmp_path: Path) -> None:
     one = next(training_loader(source, config.data, batch_size=4, seed=0))
     torch.randn(5)
     assert_close(next(training_loader(source, config.data, batch_size=4, seed=0)), one, rtol=0, atol=0)
+
+
+def test_two_launches_that_meet_are_two_machines(tmp_path: Path) -> None:
+    """Two launchers of one process each, with a folder each and nothing shared but the network of this machine."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    words = ["-m", "torch.distributed.run", "--nnodes", "2", "--nproc-per-node", "1", "--rdzv-backend", "c10d"]
+    words += ["--rdzv-endpoint", f"127.0.0.1:{port}", "--local-addr", "127.0.0.1", "--", str(ROOT / "train/denoise.py")]
+    for folder in ("first", "second"):
+        (tmp_path / folder).mkdir()
+    machines = [
+        subprocess.Popen(
+            [sys.executable, *words, *command_arguments(Path("run"))],
+            cwd=tmp_path / folder,
+            stderr=subprocess.PIPE,
+            text=True,
+            env={**os.environ, "OMP_NUM_THREADS": "1", "GLOO_SOCKET_IFNAME": "lo"},
+        )
+        for folder in ("first", "second")
+    ]
+    for machine in machines:
+        _, errors = machine.communicate(timeout=120)
+        assert machine.returncode == 0, errors
+    fit(tmp_path / "alone")
+    runs = [tmp_path / folder / "run" for folder in ("first", "second") if (tmp_path / folder / "run").exists()]
+    assert len(runs) == 1, "only the first process writes"
+    assert relative_difference(left_behind(tmp_path / "alone"), left_behind(runs[0])) < 1e-5

@@ -17,29 +17,45 @@ from unetdiff.progress import progress
 METRICS = "metrics.jsonl"
 
 
-def keep_metrics_until(run: Path, step: int) -> None:
-    """Drop the lines of `metrics.jsonl` after `step`, and a broken last one: a resumed run writes them again."""
+def keep_metrics_until(run: Path, step: int) -> float:
+    """Drop the lines of `metrics.jsonl` after `step`, and a broken last one: a resumed run writes them again.
+
+    Returns the seconds that the run had trained until then.
+    """
     path = run / METRICS
     if not path.is_file():
-        return
-    kept = []
+        return 0.0
+    kept, elapsed = [], 0.0
     for line in path.read_text().splitlines():
         try:
-            if json.loads(line)["step"] <= step:
+            entry = json.loads(line)
+            if entry["step"] <= step:
                 kept.append(line)
+                elapsed = entry.get("elapsed", elapsed)
         except (json.JSONDecodeError, KeyError):
             continue
     write_text(path, "".join(line + "\n" for line in kept))
+    return elapsed
 
 
 class RunLog:
     """Progress on the terminal and lines in `metrics.jsonl`; every process has one, only the first speaks."""
 
-    def __init__(self, run: Path, accelerator: Accelerator, *, first_step: int, steps: int, samples_per_step: int):
+    def __init__(
+        self,
+        run: Path,
+        accelerator: Accelerator,
+        *,
+        first_step: int,
+        steps: int,
+        samples_per_step: int,
+        elapsed: float = 0.0,
+    ):
         self.run, self.accelerator, self.samples_per_step = run, accelerator, samples_per_step
         self.speaks = accelerator.is_main_process
         self.bar = progress(desc=run.name, total=steps, initial=first_step, disable=not self.speaks)
-        self.start = self.since = time.perf_counter()
+        self.since = time.perf_counter()
+        self.start = self.since - elapsed
         self.paused = 0.0
         self.last_step = first_step
 

@@ -108,14 +108,14 @@ class Trainer:
         start = share(newest_step(self.run) if self.main else None)
         if start:
             load_checkpoint(self.run, self.state)
-        if self.main:
-            keep_metrics_until(self.run, start)
+        elapsed = keep_metrics_until(self.run, start) if self.main else 0.0
         self.log = RunLog(
             self.run,
             self.accelerator,
             first_step=start,
             steps=self.config.steps,
             samples_per_step=self.config.batch_size,
+            elapsed=elapsed,
         )
         if start:
             self.log.say(f"going on from step {start}")
@@ -237,7 +237,7 @@ class Trainer:
         with self.averages.swapped(), self._evaluating():
             figures = self.task.validate(self.unet, self.accelerator)
         if figures is not None:
-            self.log.write("validation", done, **figures)
+            self.log.write("validation", done, **figures, weights="ema" if self.averages.averages else "raw")
 
     def _picture(self, done: int) -> None:
         with self.averages.swapped(), self._evaluating():
