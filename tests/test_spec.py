@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 import json
+import re
 
 import pytest
+import torch
 
+from unetdiff import UNet
+from unetdiff.nn.norm import FloatStatistics
 from unetdiff.spec import PLACEMENTS, Norm, NormPlacement, Site, UNetSpec, from_json
 
 
@@ -37,6 +41,25 @@ def test_spec_survives_json() -> None:
     assert again.levels("encoder", 2) == spec.levels("encoder", 2)
 
 
+def test_words_stand_for_norms_and_sites() -> None:
+    placement = NormPlacement.of({"out": "none", "encoder": "post", "input": "pixel"})
+    assert placement.out == Norm("none")
+    assert placement.encoder == Site("post")
+    assert placement.input == Norm("pixel")
+
+
+def test_side_without_norms_has_none_whatever_else_is_said() -> None:
+    assert Site("none", Norm("group")).norm.kind == "none"
+    unet = UNet(channels=[8, 16], attention=True, norm={"encoder": "none", "decoder": "none", "out": "none"})
+    norms = (FloatStatistics, torch.nn.GroupNorm)
+    assert not [module for module in unet.modules() if isinstance(module, norms)]
+
+
+def test_attention_is_per_level_or_per_block() -> None:
+    spec = UNetSpec(channels=[8, 16], blocks=1, attention=True, decoder_attention=[False, [False, True]])
+    assert [level.attention for level in spec.levels("decoder", 2)] == [(False, False), (False, True)]
+
+
 def test_decoder_has_one_block_more_unless_told() -> None:
     spec = UNetSpec(channels=[8, 16], blocks=[1, 3])
     assert [len(level.attention) for level in spec.levels("decoder", 2)] == [2, 4]
@@ -62,14 +85,30 @@ REFUSED = {
     "no norm placement is called 'ddpn'": {"norm": "ddpn"},
     "kind is 'grp'": {"norm": {"out": {"kind": "grp"}}},
     "Norm has no setting 'kin'": {"norm": {"out": {"kin": "group"}}},
-    "zero_init names 'all'": {"norm": {"zero_init": ["all"]}},
+    "zero_init is": {"norm": {"zero_init": ["all"]}},
     "skip_scale is 'big'": {"norm": {"skip_scale": "big"}},
-    "heads must name": {"heads": {}},
+    "heads is {}": {"heads": {}},
+    "names an output 'keys'": {"heads": {"keys": 1}},
+    "gives 'a' 0 channels": {"heads": {"a": 0}},
+    "names an output twice": {"heads": [["a", 1], ["a", 2]]},
+    "channels is 64; expected a list": {"channels": 64},
+    "blocks is 1.5; expected a whole number or a list": {"blocks": 1.5},
+    "strides is 2.0": {"strides": 2.0},
+    "norm is None": {"norm": None},
+    "groups is 'four'; expected a whole number": {"norm": {"out": {"groups": "four"}}},
+    "attention_head_channels is 0": {"attention_head_channels": 0},
+    "frequency_shift is 4": {"channels": [8], "frequency_shift": 4},
+    "out_channels is 0": {"out_channels": 0},
+    "time_channels is 0": {"time_channels": 0},
+    "sample_size is [4]": {"sample_size": [4]},
+    "norm.time is none": {"norm": {"time": "none"}},
+    "attention lists 1 blocks": {"channels": [8], "attention": [[True]]},
+    "it needs affine": {"norm": {"encoder": {"pos": "post", "norm": {"affine": False}}}},
     "in_channels is 0": {"in_channels": 0},
 }
 
 
 @pytest.mark.parametrize("message", REFUSED)
 def test_wrong_settings_are_named(message: str) -> None:
-    with pytest.raises(ValueError, match="(?s)" + message.replace("(", r"\(")):
+    with pytest.raises(ValueError, match=re.escape(message)):
         UNetSpec(**REFUSED[message])

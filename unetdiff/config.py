@@ -28,7 +28,7 @@ from unetdiff.diffusion.options import (
 )
 from unetdiff.files import write_text
 from unetdiff.presets import preset
-from unetdiff.spec import Architecture, check_choices
+from unetdiff.spec import Architecture, check_at_least, check_types
 
 Precision = Literal["auto", "float32", "bf16", "fp16"]
 SAMPLER_NAMES: tuple[str, ...] = get_args(SamplerName)
@@ -39,7 +39,7 @@ class ModelConfig(Architecture):
     """The network. `preset` names one of the literature; settings given beside it replace its own.
 
     Args:
-        preset: `ddpm_cifar10`, `adm_64`, or none.
+        preset: `ddpm_cifar10`, `adm_64`, or none; parsing fills the settings in.
         class_conditional: condition on the labels where the data has them.
         gradient_checkpointing: recompute blocks in the backward pass: less memory, about a third more time.
     """
@@ -72,12 +72,12 @@ class DiffusionConfig:
     label_dropout: float = 0.1
 
     def __post_init__(self) -> None:
-        check_choices(self)
+        check_types(self)
         check_combination(target=self.target, weighting=self.weighting, variance=self.variance, schedule=self.schedule)
         if not 0 <= self.label_dropout < 1:
             raise ValueError(f"diffusion.label_dropout is {self.label_dropout}; expected 0 <= label_dropout < 1")
-        if self.num_train_timesteps < 2:
-            raise ValueError(f"diffusion.num_train_timesteps is {self.num_train_timesteps}; expected at least 2")
+        check_at_least(self, 2, "num_train_timesteps")
+        check_at_least(self, 0, "min_snr_gamma")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -110,11 +110,10 @@ class DataConfig:
     workers: int = 0
 
     def __post_init__(self) -> None:
-        check_choices(self)
+        check_types(self)
         if not 0 <= self.validation_fraction < 1:
             raise ValueError(f"data.validation_fraction is {self.validation_fraction}; expected 0 <= fraction < 1")
-        if self.workers < 0 or self.random_crop < 0:
-            raise ValueError("data.workers and data.random_crop are counts; expected 0 or more")
+        check_at_least(self, 0, "workers", "random_crop")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -132,7 +131,7 @@ class EmaConfig:
     decay: float = 0.9999
 
     def __post_init__(self) -> None:
-        check_choices(self)
+        check_types(self)
         if self.kind == "power" and (not self.widths or not all(0 < width < 0.2886 for width in self.widths)):
             raise ValueError(f"ema.widths is {self.widths}; expected widths above 0 and below 0.2886")
         if not 0 <= self.decay < 1:
@@ -191,10 +190,12 @@ class TrainConfig:
     processes: int | None = None
 
     def __post_init__(self) -> None:
-        check_choices(self)
-        for name in ("steps", "batch_size", "accumulation", "checkpoint_every", "keep_checkpoints", "log_every"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"train.{name} is {getattr(self, name)}; expected at least 1")
+        check_types(self)
+        ones = ("steps", "batch_size", "accumulation", "checkpoint_every", "keep_checkpoints", "log_every")
+        check_at_least(self, 1, *ones, "validation_size", "sample_count", "non_finite_limit", "processes")
+        check_at_least(self, 0, "warmup_steps", "validate_every", "sample_every", "weight_decay")
+        if len(self.betas) != 2 or not all(0 <= beta < 1 for beta in self.betas):
+            raise ValueError(f"betas is {self.betas}; expected two numbers from 0 to below 1")
         if self.learning_rate <= 0 or self.gradient_clip <= 0:
             raise ValueError("train.learning_rate and train.gradient_clip must be above 0")
 
@@ -214,9 +215,8 @@ class SamplingConfig:
     guidance: float = 1.0
 
     def __post_init__(self) -> None:
-        check_choices(self)
-        if self.steps < 1:
-            raise ValueError(f"sampling.steps is {self.steps}; expected at least 1")
+        check_types(self)
+        check_at_least(self, 1, "steps")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -242,6 +242,18 @@ class DenoiseConfig:
     train: TrainConfig = field(default_factory=TrainConfig)
     ema: EmaConfig = field(default_factory=EmaConfig)
     sampling: SamplingConfig = field(default_factory=SamplingConfig)
+
+    def __post_init__(self) -> None:
+        check_types(self)
+        if self.sampling.steps > self.diffusion.num_train_timesteps:
+            raise ValueError(
+                f"sampling.steps is {self.sampling.steps}; expected at most diffusion.num_train_timesteps, "
+                f"{self.diffusion.num_train_timesteps}"
+            )
+        if self.model.time_embedding == "none":
+            raise ValueError("model.time_embedding is none; a denoiser needs sinusoidal or fourier")
+        if self.model.placement.time == "none":
+            raise ValueError("model.norm.time is none; a denoiser needs add, scale_shift or scale")
 
     @property
     def folder(self) -> Path:
@@ -336,7 +348,7 @@ def _preset_defaults(arguments: Sequence[str], file: str | None) -> dict[str, An
     """The settings of the preset that the command line or the file names, as defaults for the parser."""
     name = _value_of(arguments, "--model.preset")
     if name is None and file is not None:
-        name = (read_yaml(file).get("model") or {}).get("preset")
+        name = read_yaml(file).get("model", {}).get("preset")
     if name in (None, "null"):
         return {}
     known = {entry.name for entry in dataclasses.fields(Architecture)}
@@ -353,6 +365,10 @@ def read_yaml(path: str | Path) -> dict[str, Any]:
         raise ValueError(f"{path} is not a YAML file: {error}") from error
     if not isinstance(value, dict):
         raise ValueError(f"{path} holds no settings; expected groups such as model: and train:")
+    groups = {entry.name for entry in dataclasses.fields(DenoiseConfig)} - {"run_dir", "seed"}
+    for name in groups & set(value):
+        if not isinstance(value[name], dict):
+            raise ValueError(f"{path} has {name}: {value[name]!r}; expected settings by name")
     return value
 
 

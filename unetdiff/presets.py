@@ -38,6 +38,6 @@ PRESETS: dict[str, dict[str, Any]] = {
 
 def preset(name: str) -> dict[str, Any]:
     """The settings of a named network; `ValueError` lists the names there are."""
-    if name not in PRESETS:
+    if not isinstance(name, str) or name not in PRESETS:
         raise ValueError(f"no preset is called {name!r}; there are: {', '.join(PRESETS)}")
     return dict(PRESETS[name])

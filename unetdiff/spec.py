@@ -9,7 +9,8 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields
-from typing import Any, Literal, TypeVar, get_args, get_type_hints
+from types import UnionType
+from typing import Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
 
 NormKind = Literal["none", "group", "layer", "rms", "pixel", "instance", "batch"]
 Position = Literal["none", "pre", "post"]
@@ -23,21 +24,65 @@ TimeEmbedding = Literal["sinusoidal", "fourier", "none"]
 T = TypeVar("T")
 
 
-def check_choices(value: Any) -> None:
-    """Raise `ValueError` where a `Literal` field of the dataclass `value` holds something outside its choices.
+def _fits(value: Any, hint: Any) -> bool:
+    """Whether a value is of a type hint; the containers here are JSON's, so a list may stand for any sequence."""
+    origin, inner = get_origin(hint), get_args(hint)
+    if hint is Any or hint is type(None):
+        return hint is Any or value is None
+    if origin is Literal:
+        return value in inner
+    if origin in (Union, UnionType):
+        return any(_fits(value, choice) for choice in inner)
+    if origin is Mapping or origin is dict:
+        return isinstance(value, Mapping) and all(_fits(entry, inner[1]) for entry in value.values())
+    if origin is tuple and inner[-1] is not Ellipsis:
+        return isinstance(value, (list, tuple)) and len(value) == len(inner) and all(map(_fits, value, inner))
+    if origin is not None:
+        return isinstance(value, (list, tuple, frozenset)) and all(_fits(entry, inner[0]) for entry in value)
+    if hint in (int, float):
+        return isinstance(value, (int, hint)) and not isinstance(value, bool)
+    return isinstance(value, hint)
 
-    Dataclasses do not check; configuration files, Python callers and JSON all pass through here.
+
+def _expected(hint: Any) -> str:
+    """A type hint in words."""
+    origin, inner = get_origin(hint), get_args(hint)
+    if origin is Literal:
+        return "one of " + ", ".join(map(str, inner))
+    if origin in (Union, UnionType):
+        return " or ".join(_expected(choice) for choice in inner)
+    if origin in (Mapping, dict):
+        return "settings by name"
+    if origin is not None:
+        return f"a list ({_expected(inner[0])})"
+    return {int: "a whole number", float: "a number", bool: "true or false", str: "a text", type(None): "none"}.get(
+        hint, getattr(hint, "__name__", str(hint))
+    )
+
+
+def check_types(value: Any) -> None:
+    """Raise `ValueError` where a field of the dataclass `value` is not of its type, with what was expected.
+
+    Dataclasses do not check; settings files, Python callers and JSON all pass through here.
     """
     for name, hint in get_type_hints(type(value)).items():
-        choices = get_args(hint)
-        held = getattr(value, name, None)
-        literal = choices and all(isinstance(choice, str) for choice in choices)
-        if literal and held not in choices:
-            raise ValueError(f"{name} is {held!r}; expected one of: {', '.join(choices)}")
+        held = getattr(value, name)
+        if not _fits(held, hint):
+            raise ValueError(f"{name} is {held!r}; expected {_expected(hint)}")
+
+
+def check_at_least(value: Any, least: float, *names: str) -> None:
+    """Raise `ValueError` where one of the named fields of a dataclass is a number below `least`."""
+    for name in names:
+        held = getattr(value, name)
+        if held is not None and held < least:
+            raise ValueError(f"{name} is {held}; expected at least {least}")
 
 
 def from_json(kind: type[T], value: Mapping[str, Any]) -> T:
     """Build the dataclass `kind` from a JSON object; a key it does not have is a `ValueError` that names it."""
+    if not isinstance(value, Mapping):
+        raise ValueError(f"{kind.__name__} is {value!r}; expected settings by name")
     known = {entry.name for entry in fields(kind)}  # pyright: ignore[reportArgumentType]
     unknown = [key for key in value if key not in known]
     if unknown:
@@ -81,7 +126,7 @@ class Norm:
     fp32_stats: bool = True
 
     def __post_init__(self) -> None:
-        check_choices(self)
+        check_types(self)
         if self.groups < 1 or self.min_group_channels < 1:
             raise ValueError(f"groups ({self.groups}) and min_group_channels must be at least 1")
 
@@ -89,7 +134,10 @@ class Norm:
 NONE = Norm("none")
 
 
-def _as_norm(value: Norm | Mapping[str, Any]) -> Norm:
+def _as_norm(value: Norm | str | Mapping[str, Any]) -> Norm:
+    """A norm from itself, from its kind alone, or from a JSON object."""
+    if isinstance(value, str):
+        return Norm(value)  # pyright: ignore[reportArgumentType] # checked there
     return value if isinstance(value, Norm) else from_json(Norm, value)
 
 
@@ -98,21 +146,30 @@ class Site:
     """Where one side of the U normalises.
 
     pos: `pre` (norm, activation, convolution on the residual branch; the main path stays un-normalised), `post`
-        (convolution, norm, activation) or `none`; norm: with what; main: a norm ON the residual stream, which
-        every path to the output then crosses.
+        (convolution, norm, activation), or `none`: its blocks then have no norm, whatever `norm` says.
+    norm: with what.
+    main: a norm ON the residual stream, after the shortcut and before the branch reads it (Karras et al. 2024):
+        every path to the output then crosses it.
+    attention: the norm before self-attention; None: as `norm`.
     """
 
     pos: Position = "pre"
     norm: Norm = field(default_factory=Norm)
     main: Norm = NONE
+    attention: Norm | None = None
 
     def __post_init__(self) -> None:
-        check_choices(self)
-        object.__setattr__(self, "norm", _as_norm(self.norm))
+        object.__setattr__(self, "norm", NONE if self.pos == "none" else _as_norm(self.norm))
         object.__setattr__(self, "main", _as_norm(self.main))
+        if self.attention is not None:
+            object.__setattr__(self, "attention", _as_norm(self.attention))
+        check_types(self)
 
 
-def _as_site(value: Site | Mapping[str, Any]) -> Site:
+def _as_site(value: Site | str | Mapping[str, Any]) -> Site:
+    """A site from itself, from its position alone, or from a JSON object."""
+    if isinstance(value, str):
+        return Site(value)  # pyright: ignore[reportArgumentType] # checked there
     return value if isinstance(value, Site) else from_json(Site, value)
 
 
@@ -122,13 +179,13 @@ class NormPlacement:
 
     encoder, decoder, middle: a `Site` each (`middle` None: as the encoder). input: on the network's input.
     out: before the output convolution. skip: a norm on the main path where encoder meets decoder, on each source
-    (`before_concat`) or on their concatenation (`after_concat`). concat: `plain`, or `mp` (EDM2, Karras et al.
-    2024, Eq. 103) with balance `concat_t`. skip_scale: a factor on the skip, or `learned` (one per skip).
-    residual: `sum`, `sqrt_half` (divided by sqrt 2; Song et al. 2021), or `mp` (EDM2, Eq. 88) with balance
-    `residual_t`. attention: norm before self-attention; qk: norm of queries and keys. time: how the embedding
-    enters a block: `add` (Ho et al. 2020), `scale_shift` (Dhariwal & Nichol 2021), `scale`, or `none`.
-    zero_init: which outputs start at zero: the residual `branch`, `attention`, the `out` convolution.
-    weights: `plain`, or `standardized` (Qiao et al. 2019).
+    (`before_concat`) or on their concatenation (`after_concat`), of kind `skip_norm` (None: the decoder's).
+    concat: `plain`, or `mp` (EDM2, Karras et al. 2024, Eq. 103) with balance `concat_t`. skip_scale: a factor on
+    the skip, or `learned` (one per skip). residual: `sum`, `sqrt_half` (divided by sqrt 2; Song et al. 2021), or
+    `mp` (EDM2, Eq. 88) with balance `residual_t`. attention: norm before self-attention; qk: norm of queries and
+    keys. time: how the embedding enters a block: `add` (Ho et al. 2020), `scale_shift` (Dhariwal & Nichol 2021),
+    `scale`, or `none`. zero_init: which outputs start at zero: the residual `branch`, `attention`, the `out`
+    convolution. weights: `plain`, or `standardized` (Qiao et al. 2019; the convolutions of blocks and strides).
     """
 
     encoder: Site = field(default_factory=Site)
@@ -137,6 +194,7 @@ class NormPlacement:
     input: Norm = NONE
     out: Norm = field(default_factory=Norm)
     skip: Literal["none", "before_concat", "after_concat"] = "none"
+    skip_norm: Norm | None = None
     concat: Literal["plain", "mp"] = "plain"
     concat_t: float = 0.5
     skip_scale: float | Literal["learned"] = 1.0
@@ -149,19 +207,18 @@ class NormPlacement:
     weights: Literal["plain", "standardized"] = "plain"
 
     def __post_init__(self) -> None:
-        check_choices(self)
-        for name in ("encoder", "decoder"):
-            object.__setattr__(self, name, _as_site(getattr(self, name)))
-        if self.middle is not None:
-            object.__setattr__(self, "middle", _as_site(self.middle))
-        for name in ("input", "out"):
-            object.__setattr__(self, name, _as_norm(getattr(self, name)))
+        for names, convert in ((("encoder", "decoder", "middle"), _as_site), (("input", "out", "skip_norm"), _as_norm)):
+            for name in names:
+                if getattr(self, name) is not None:
+                    object.__setattr__(self, name, convert(getattr(self, name)))
         object.__setattr__(self, "zero_init", frozenset(self.zero_init))
-        unknown = self.zero_init - set(get_args(Part))
-        if unknown:
-            raise ValueError(f"zero_init names {sorted(unknown)[0]!r}; expected some of: {', '.join(get_args(Part))}")
-        if isinstance(self.skip_scale, str) and self.skip_scale != "learned":
-            raise ValueError(f"skip_scale is {self.skip_scale!r}; expected a number or 'learned'")
+        check_types(self)
+        sites = (self.encoder, self.decoder, self.site("middle"))
+        bare = [site for site in sites if site.pos == "post" and not site.norm.affine]
+        if bare and "branch" in self.zero_init:
+            raise ValueError(
+                "zero_init 'branch' with pos 'post' sets the scale of the last norm to zero: it needs affine"
+            )
 
     @classmethod
     def of(cls, value: str | NormPlacement | Mapping[str, Any]) -> NormPlacement:
@@ -173,6 +230,8 @@ class NormPlacement:
             return value
         if isinstance(value, str):
             return _placement_preset(value)
+        if not isinstance(value, Mapping):
+            raise ValueError(f"norm is {value!r}; expected a placement's name or the fields of a NormPlacement")
         rest = dict(value)
         base = _placement_preset(rest.pop("preset")) if "preset" in rest else cls()
         return from_json(cls, {**{entry.name: getattr(base, entry.name) for entry in fields(cls)}, **rest})
@@ -199,7 +258,7 @@ PLACEMENTS: dict[str, NormPlacement] = {
 
 
 def _placement_preset(name: str) -> NormPlacement:
-    if name not in PLACEMENTS:
+    if not isinstance(name, str) or name not in PLACEMENTS:
         raise ValueError(f"no norm placement is called {name!r}; there are: {', '.join(PLACEMENTS)}")
     return PLACEMENTS[name]
 
@@ -227,6 +286,14 @@ def _per_level(name: str, value: Any, levels: int) -> tuple[Any, ...]:
     return tuple(value)
 
 
+def _per_block(attention: bool | Sequence[bool], blocks: int, side: str) -> tuple[bool, ...]:
+    """One entry per block of a level."""
+    entries = (attention,) * blocks if isinstance(attention, bool) else tuple(attention)
+    if len(entries) != blocks:
+        raise ValueError(f"attention lists {len(entries)} blocks for a level with {blocks} in the {side}")
+    return entries
+
+
 @dataclass(frozen=True, kw_only=True)
 class Architecture:
     """What a researcher chooses about a `UNet`; nothing here depends on the data.
@@ -236,7 +303,7 @@ class Architecture:
         blocks: residual blocks per encoder level: one number, or one per level.
         decoder_blocks: the same for the decoder; None: one more than the encoder's, so that every saved feature
             has a taker (Ho et al. 2020).
-        attention: whether each level attends: one value, or one per level (both sides).
+        attention: whether each level attends: one value, or one per level, or a list per level with one per block.
         decoder_attention: the same for the decoder alone; None: as the encoder.
         middle_attention: attention between the two blocks at the coarsest level.
         attention_heads: heads per attention layer.
@@ -260,8 +327,8 @@ class Architecture:
     channels: Sequence[int] = (64, 128, 256)
     blocks: int | Sequence[int] = 2
     decoder_blocks: int | Sequence[int] | None = None
-    attention: bool | Sequence[bool] = False
-    decoder_attention: bool | Sequence[bool] | None = None
+    attention: bool | Sequence[bool | Sequence[bool]] = False
+    decoder_attention: bool | Sequence[bool | Sequence[bool]] | None = None
     middle_attention: bool = True
     attention_heads: int = 1
     attention_head_channels: int | None = None
@@ -278,11 +345,14 @@ class Architecture:
     padding_mode: PaddingMode = "reflect"
 
     def __post_init__(self) -> None:
-        check_choices(self)
+        check_types(self)
         if not self.channels or min(self.channels) < 1:
             raise ValueError(
                 f"channels is {list(self.channels)}; expected one positive width per level, fine to coarse"
             )
+        check_at_least(self, 1, "attention_heads", "attention_head_channels", "time_channels")
+        if not 0 <= self.frequency_shift < max(self.channels[0] // 2, 2):
+            raise ValueError(f"frequency_shift is {self.frequency_shift}; expected 0 or 1")
         if not 0 <= self.dropout < 1:
             raise ValueError(f"dropout is {self.dropout}; expected 0 <= dropout < 1")
         per_axis = [] if isinstance(self.strides, int) else [row for row in self.strides if not isinstance(row, int)]
@@ -324,7 +394,7 @@ class Architecture:
             raise ValueError(f"{side} blocks are {list(blocks)}; expected at least 1 per level")
         strides = (*self.stride_tuples(dims), (1,) * dims)
         rows = zip(self.channels, blocks, attention, strides, strict=True)
-        return tuple(LevelSpec(width, (bool(on),) * number, stride) for width, number, on, stride in rows)
+        return tuple(LevelSpec(width, _per_block(on, number, side), stride) for width, number, on, stride in rows)
 
     def stride_tuples(self, dims: int) -> tuple[tuple[int, ...], ...]:
         """`strides` with one factor per axis, one row per transition between levels."""
@@ -345,6 +415,21 @@ class Architecture:
     def to_json(self) -> dict[str, Any]:
         """The fields as JSON values: what `config.json` and `config.yaml` hold."""
         return _plain(self)
+
+
+def _head_pairs(heads: Any) -> tuple[tuple[str, int], ...]:
+    """Named outputs as pairs, checked: names become keys of modules."""
+    if not isinstance(heads, (Mapping, list, tuple)) or not heads:
+        raise ValueError(f"heads is {heads!r}; expected at least one name with its number of channels")
+    pairs = tuple(tuple(pair) for pair in (heads.items() if isinstance(heads, Mapping) else heads))
+    for name, channels in pairs:
+        if not isinstance(name, str) or not name.isidentifier() or hasattr(dict, name):
+            raise ValueError(f"heads names an output {name!r}; expected a plain word such as 'noise'")
+        if not _fits(channels, int) or channels < 1:
+            raise ValueError(f"heads gives {name!r} {channels!r} channels; expected at least 1")
+    if len({name for name, _ in pairs}) < len(pairs):
+        raise ValueError(f"heads names an output twice: {[name for name, _ in pairs]}")
+    return pairs
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -375,22 +460,26 @@ class UNetSpec(Architecture):
     def __post_init__(self) -> None:
         if self.dims not in (1, 2, 3):
             raise ValueError(f"dims is {self.dims}; expected 1, 2 or 3")
-        super().__post_init__()
         if self.heads is not None:
-            pairs = self.heads.items() if isinstance(self.heads, Mapping) else self.heads
-            object.__setattr__(self, "heads", tuple((name, channels) for name, channels in pairs))
+            object.__setattr__(self, "heads", _head_pairs(self.heads))
+        super().__post_init__()
         self.stride_tuples(self.dims)
-        if self.in_channels < 1:
-            raise ValueError(f"in_channels is {self.in_channels}; expected at least 1")
-        if self.heads is not None and (not self.heads or self.out_channels is not None):
-            raise ValueError("heads must name at least one output, and out_channels is then not given")
-        if self.num_classes is not None and self.num_classes < 1:
-            raise ValueError(f"num_classes is {self.num_classes}; expected at least 1, or none for no labels")
+        check_at_least(self, 1, "in_channels", "out_channels", "num_classes")
+        if self.heads is not None and self.out_channels is not None:
+            raise ValueError("heads and out_channels are both given; expected one of them")
+        if not isinstance(self.sample_size, (int, type(None))) and len(self.sample_size) != self.dims:
+            raise ValueError(f"sample_size is {list(self.sample_size)}; expected {self.dims} numbers")
+        self._check_conditions()
+
+    def _check_conditions(self) -> None:
+        """Whether what conditions the network reaches it."""
         if self.null_class and self.num_classes is None:
             raise ValueError("null_class needs num_classes")
         if self.num_classes is not None and self.time_embedding == "none" and self.time_channels is None:
+            raise ValueError("num_classes without a time embedding needs time_channels: the width of its embedding")
+        if self.embedding_channels is not None and self.placement.time == "none":
             raise ValueError(
-                "num_classes without a time embedding needs time_channels, the width of the class embedding"
+                "norm.time is none, so that timestep and class reach no block; expected add or scale_shift"
             )
 
     @property

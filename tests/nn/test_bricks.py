@@ -9,9 +9,12 @@ import torch
 from diffusers.models.embeddings import get_timestep_embedding
 from torch.testing import assert_close
 
+from tests.networks import redraw
 from unetdiff.nn.attention import SelfAttention, normalize_heads
-from unetdiff.nn.dims import conv, crop, pad_to_multiple
+from unetdiff.nn.blocks import BLOCKS, PostNormBlock, PreNormBlock
+from unetdiff.nn.dims import conv, crop, pad_to_multiple, zero_
 from unetdiff.nn.embed import ConditionedNorm, ConditionEmbedding, SinusoidalEmbedding
+from unetdiff.nn.norm import make_norm
 from unetdiff.nn.resample import AsymmetricStridedConv, Nearest
 from unetdiff.nn.residual import merge_residual, mp_sum
 from unetdiff.nn.skips import ConcatSkip
@@ -70,20 +73,85 @@ def test_embedding_enters_a_norm_as_its_formula_says(mode: str) -> None:
     assert_close(layer(h, embedding), expected)
 
 
-@pytest.mark.parametrize("qk", ["none", "rms", "l2"])
+QK = {
+    "none": lambda x: x,
+    "rms": lambda x: x / x.square().mean(-1, keepdim=True).sqrt(),
+    "l2": lambda x: x / x.norm(dim=-1, keepdim=True),
+}
+
+
+@pytest.mark.parametrize("qk", QK)
+@pytest.mark.parametrize("residual", ["sum", "sqrt_half", "mp"])
 @pytest.mark.parametrize("space", [(6,), (2, 3), (2, 3, 2)])
-def test_attention_is_the_softmax_average_of_values(qk: str, space: tuple[int, ...]) -> None:
-    placement = NormPlacement(attention="none", qk=qk, zero_init=frozenset())  # pyright: ignore
-    layer = SelfAttention(8, 2, placement, Norm(), len(space))
+def test_attention_is_the_softmax_average_of_values(qk: str, residual: str, space: tuple[int, ...]) -> None:
+    placement = NormPlacement(attention="none", qk=qk, residual=residual, zero_init=frozenset())  # pyright: ignore
+    layer = SelfAttention(8, 2, placement, Site(), len(space))
     x = torch.randn(2, 8, *space)
     tokens = x.flatten(2).transpose(1, 2)
     query, key, value = (
         part.unflatten(-1, (2, 4)).transpose(1, 2) for part in layer.query_key_value(tokens).chunk(3, dim=-1)
     )
-    query, key = (normalize_heads(entry, qk) for entry in (query, key))
-    weights = (query @ key.transpose(-1, -2) / math.sqrt(4)).softmax(-1)
-    expected = layer.out((weights @ value).transpose(1, 2).flatten(2)).transpose(1, 2).reshape(x.shape)
-    assert_close(layer(x), x + expected, rtol=1e-4, atol=1e-5)
+    scale = 10 if qk == "l2" else 1 / math.sqrt(4)
+    weights = (QK[qk](query) @ QK[qk](key).transpose(-1, -2) * scale).softmax(-1)
+    branch = layer.out((weights @ value).transpose(1, 2).flatten(2)).transpose(1, 2).reshape(x.shape)
+    factors = {"sum": (1, 1), "sqrt_half": (0.5**0.5, 0.5**0.5), "mp": (0.7 / 0.58**0.5, 0.3 / 0.58**0.5)}[residual]
+    assert_close(layer(x), factors[0] * x + factors[1] * branch, rtol=1e-4, atol=1e-4)
+
+
+def block(kind: str, *, main: str = "none", resample: torch.nn.Module | None = None) -> PreNormBlock | PostNormBlock:
+    """A block from 4 to 8 channels with additive conditioning and all weights random."""
+    site = Site(kind, Norm(groups=2, min_group_channels=1), Norm(main))  # pyright: ignore
+    made = BLOCKS[kind](
+        4,
+        8,
+        embedding_channels=6,
+        site=site,
+        placement=NormPlacement(time="add"),
+        dims=1,
+        resample=resample,
+    )
+    redraw(made)
+    return made  # pyright: ignore
+
+
+def test_pre_norm_block_is_its_formula() -> None:
+    made, x, embedding = block("pre"), torch.randn(2, 4, 6), torch.randn(2, 6)
+    silu, shift = torch.nn.functional.silu, made.norm2.project(torch.nn.functional.silu(embedding))[..., None]
+    h = made.conv1(silu(made.norm1(x))) + shift
+    assert_close(made(x, embedding), made.shortcut(x) + made.conv2(silu(made.norm2.norm(h))))
+
+
+def test_post_norm_block_is_its_formula() -> None:
+    made, x, embedding = block("post"), torch.randn(2, 4, 6), torch.randn(2, 6)
+    silu, shift = torch.nn.functional.silu, made.norm1.project(torch.nn.functional.silu(embedding))[..., None]
+    h = silu(made.norm1.norm(made.conv1(x) + shift))
+    assert_close(made(x, embedding), silu(made.shortcut(x) + made.norm2(made.conv2(h))))
+
+
+def test_block_changes_the_resolution_of_branch_and_shortcut() -> None:
+    down = torch.nn.AvgPool1d(2)
+    made, x, embedding = block("pre", resample=down), torch.randn(2, 4, 6), torch.randn(2, 6)
+    silu, shift = torch.nn.functional.silu, made.norm2.project(torch.nn.functional.silu(embedding))[..., None]
+    h = made.conv1(down(silu(made.norm1(x)))) + shift
+    assert_close(made(x, embedding), made.shortcut(down(x)) + made.conv2(silu(made.norm2.norm(h))))
+
+
+def test_main_norm_is_on_the_stream_and_the_branch_reads_it() -> None:
+    """As the encoder of Karras et al. 2024: resample, shortcut, norm, and only then the branch."""
+    down = torch.nn.AvgPool1d(2)
+    made, x, embedding = block("pre", main="pixel", resample=down), torch.randn(2, 4, 6), torch.randn(2, 6)
+    assert made.main is not None
+    stream = made.main(made.shortcut(down(x)))
+    silu, shift = torch.nn.functional.silu, made.norm2.project(torch.nn.functional.silu(embedding))[..., None]
+    h = made.conv1(silu(made.norm1(stream))) + shift
+    assert_close(made(x, embedding), stream + made.conv2(silu(made.norm2.norm(h))))
+
+
+def test_cosine_attention_can_attend() -> None:
+    """A query that equals one of 64 orthogonal keys gets most of its weight at the first temperature."""
+    keys = torch.eye(64)
+    weights = (normalize_heads(keys, "l2") @ normalize_heads(keys, "l2").T * 10).softmax(-1)
+    assert weights.diagonal().min() > 0.95
 
 
 def test_residual_sums_keep_what_they_promise() -> None:
@@ -127,7 +195,52 @@ def test_nearest_repeats_per_axis() -> None:
     assert_close(Nearest((1, 3))(x), x.repeat_interleave(3, dim=3))
 
 
-def test_weights_are_standardized_only_when_asked() -> None:
-    standardized = conv(2, 3, 4, weights="standardized")
-    assert torch.nn.utils.parametrize.is_parametrized(standardized, "weight")
-    assert not torch.nn.utils.parametrize.is_parametrized(conv(2, 3, 4), "weight")
+def test_standardized_convolution_does_not_see_the_size_of_its_weights() -> None:
+    x = torch.randn(2, 3, 5, 5)
+    layer, plain = conv(2, 3, 4, weights="standardized"), conv(2, 3, 4)
+    with torch.no_grad():
+        before, plain_before = layer(x), plain(x)
+        layer.weight.mul_(3).add_(1)
+        plain.weight.mul_(3).add_(1)
+        assert_close(layer(x), before, rtol=1e-4, atol=1e-4)
+        assert not torch.allclose(plain(x), plain_before)
+
+
+def test_standardized_convolution_starts_at_zero_without_an_explosion() -> None:
+    layer = zero_(conv(2, 3, 4, weights="standardized"))
+    x = torch.randn(2, 3, 5, 5)
+    assert layer(x).abs().max() == 0
+    layer(x).sum().backward()
+    gradients = {name: parameter.grad.abs().max() for name, parameter in layer.named_parameters()}
+    assert gradients["weight"] == 0
+    assert 0 < gradients["gain"] < 100
+
+
+@pytest.mark.parametrize(
+    ("labels", "message"),
+    [
+        (torch.tensor([3.0]), "expected integers"),
+        ([7], "expected 0 to 3"),
+        (torch.tensor([-1]), "expected 0 to 3"),
+        (torch.tensor([0, 1, 2]), "one per sample"),
+        (torch.zeros(2, 3, dtype=torch.long), r"shape \(2, 3\)"),
+    ],
+)
+def test_wrong_labels_are_named(labels, message: str) -> None:
+    embed = ConditionEmbedding(UNetSpec(channels=[8], num_classes=3, null_class=True))
+    with pytest.raises(ValueError, match=message):
+        embed(5, labels, 2)
+
+
+def test_conditions_may_be_numbers_lists_or_tensors() -> None:
+    embed = ConditionEmbedding(UNetSpec(channels=[8], num_classes=3))
+    expected = embed(torch.tensor([5.0, 5.0]), torch.tensor([1, 1]), 2)
+    assert_close(embed(5, 1, 2), expected)
+    assert_close(embed([5, 5], torch.tensor([1, 1], dtype=torch.uint8), 2), expected)
+    with pytest.raises(ValueError, match=r"timestep has shape \(3,\)"):
+        embed(torch.zeros(3), 1, 2)
+
+
+def test_norm_over_single_values_is_refused() -> None:
+    with pytest.raises(ValueError, match="norm over single values"):
+        make_norm(8, Norm("instance"), 2)(torch.randn(4, 8, 1, 1))

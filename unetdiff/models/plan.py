@@ -19,7 +19,7 @@ class Step:
 
     name: its key in the state dict. level: 0 is the finest. in_channels: before the skip. skip: channels of the
     saved feature that this step takes (0: none). heads: attention heads (0: no attention after the block).
-    saves: whether its output is kept for the decoder. stride: per axis, for `down` and `up`.
+    saves: whether its output is kept for the decoder. stride: per axis, for `down` and `up`; resampling: how.
     parameters: how many numbers it learns; operations: multiplications and additions for one sample (filled in
     by `UNet.plan`).
     """
@@ -34,6 +34,7 @@ class Step:
     heads: int = 0
     saves: bool = False
     stride: tuple[int, ...] = ()
+    resampling: str = ""
     parameters: int = 0
     operations: int = 0
 
@@ -44,7 +45,6 @@ class Plan:
 
     steps: tuple[Step, ...]
     placement: NormPlacement
-    resampling: tuple[str, str]
     embedding_parameters: int = 0
     size: tuple[int, ...] = ()
 
@@ -78,7 +78,7 @@ def make_plan(spec: UNetSpec) -> Plan:
     taken = {step.skip_from for step in decoder}
     kept = [replace(step, saves=step.name in taken) for step in encoder]
     plain = [step.step for step in decoder]
-    return Plan((*kept, *middle, *plain, *heads), spec.placement, (spec.downsample, spec.upsample))
+    return Plan((*kept, *middle, *plain, *heads), spec.placement)
 
 
 def _encoder(spec: UNetSpec, levels: Sequence[LevelSpec]) -> list[Step]:
@@ -92,7 +92,8 @@ def _encoder(spec: UNetSpec, levels: Sequence[LevelSpec]) -> list[Step]:
             steps.append(Step(name, "encoder", "block", number, width, level.channels, heads=heads))
             width = level.channels
         if number + 1 < len(levels):
-            steps.append(Step(f"level{number}_down", "encoder", "down", number + 1, width, width, stride=level.stride))
+            how = {"stride": level.stride, "resampling": spec.downsample}
+            steps.append(Step(f"level{number}_down", "encoder", "down", number + 1, width, width, **how))
     return steps
 
 
@@ -138,9 +139,8 @@ def _decoder(spec: UNetSpec, levels: Sequence[LevelSpec], encoder: Sequence[Step
             steps.append(_Taking(step, source.name if source else None))
             width = level.channels
         if number:
-            stride = levels[number - 1].stride
-            up = Step(f"level{number}_up", "decoder", "up", number - 1, width, width, stride=stride)
-            steps.append(_Taking(up))
+            how = {"stride": levels[number - 1].stride, "resampling": spec.upsample}
+            steps.append(_Taking(Step(f"level{number}_up", "decoder", "up", number - 1, width, width, **how)))
     return steps
 
 
@@ -148,27 +148,24 @@ def _site_text(plan: Plan, step: Step) -> str:
     """Where this step normalises, and with what."""
     if step.kind == "stem":
         return "" if plan.placement.input.kind == "none" else plan.placement.input.kind
-    if step.kind == "head":
+    if step.side == "head":
         return "" if plan.placement.out.kind == "none" else f"pre {plan.placement.out.kind}"
-    if step.kind in ("down", "up") and plan.resampling[step.kind == "up"] != "residual":
+    if step.kind in ("down", "up") and step.resampling != "residual":
         return ""
-    site = plan.placement.site(
-        "middle" if step.side == "middle" else "encoder" if step.side == "encoder" else "decoder"
-    )
+    site = plan.placement.site(step.side)
     main = "" if site.main.kind == "none" else f" + main {site.main.kind}"
     return ("none" if site.pos == "none" else f"{site.pos} {site.norm.kind}") + main
 
 
 def _row(plan: Plan, step: Step) -> list[str]:
-    kind = {"down": plan.resampling[0], "up": plan.resampling[1]}.get(step.kind, "")
-    factor = "x".join(str(entry) for entry in step.stride) if kind else ""
+    factor = "x".join(str(entry) for entry in step.stride)
     return [
         step.side,
         step.name,
         str(step.level),
         f"{step.in_channels} -> {step.out_channels}",
         f"+{step.skip}" if step.skip else "saved" if step.saves else "",
-        f"{step.kind} {factor} {kind}" if kind else "",
+        f"{step.kind} {factor} {step.resampling}" if step.resampling else "",
         "1 head" if step.heads == 1 else f"{step.heads} heads" if step.heads else "",
         _site_text(plan, step),
         f"{step.parameters:,}",

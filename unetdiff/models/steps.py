@@ -43,9 +43,7 @@ class BlockStep(nn.Module):
         self.merge = ConcatSkip(step.in_channels, step.skip, placement, site, spec.dims) if step.skip else None
         self.residual = _residual_block(spec, step)
         attends = step.heads > 0
-        self.attention = (
-            SelfAttention(step.out_channels, step.heads, placement, site.norm, spec.dims) if attends else None
-        )
+        self.attention = SelfAttention(step.out_channels, step.heads, placement, site, spec.dims) if attends else None
 
     def forward(self, x: Tensor, embedding: Tensor | None = None, skip: Tensor | None = None) -> Tensor:
         if self.merge is not None:
@@ -92,15 +90,15 @@ def _stem(spec: UNetSpec, step: Step) -> nn.Module:
 
 
 def _down(spec: UNetSpec, step: Step) -> nn.Module:
-    if spec.downsample == "residual":
+    if step.resampling == "residual":
         return ResidualResampling(spec, step, average_pool(step.stride, spec.dims))
-    return PlainStep(DOWN[spec.downsample](step.out_channels, step.stride, spec.dims, spec.placement.weights))
+    return PlainStep(DOWN[step.resampling](step.out_channels, step.stride, spec.dims, spec.placement.weights))
 
 
 def _up(spec: UNetSpec, step: Step) -> nn.Module:
-    if spec.upsample == "residual":
+    if step.resampling == "residual":
         return ResidualResampling(spec, step, Nearest(step.stride))
-    return PlainStep(UP[spec.upsample](step.out_channels, step.stride, spec.dims, spec.placement.weights))
+    return PlainStep(UP[step.resampling](step.out_channels, step.stride, spec.dims, spec.placement.weights))
 
 
 STEPS = {"stem": _stem, "block": BlockStep, "down": _down, "up": _up, "head": Head}

@@ -92,6 +92,7 @@ class UNet(ModelMixin, ConfigMixin):
 
     config_name = "config.json"
     _supports_gradient_checkpointing = True
+    _keep_in_fp32_modules = ("waves",)  # random frequencies up to 50: the waves of a rounded one are others
 
     def __init__(self, **settings: Any):
         super().__init__()
@@ -139,8 +140,6 @@ class UNet(ModelMixin, ConfigMixin):
 
     def embed(self, timestep: Tensor | float | None, class_labels: Tensor | None, batch: int) -> Tensor | None:
         """The vector that conditions the blocks, (N, embedding_channels); None for an unconditioned network."""
-        if timestep is not None and not isinstance(timestep, Tensor):
-            timestep = torch.tensor([timestep], device=self.device)
         if self.embedding is not None:
             return self.embedding(timestep, class_labels, batch)
         if timestep is not None or class_labels is not None:
@@ -149,6 +148,8 @@ class UNet(ModelMixin, ConfigMixin):
 
     def _check(self, sample: Tensor) -> None:
         axes, channels = self.config["dims"] + 2, self.config["in_channels"]
+        if not sample.is_floating_point():
+            raise ValueError(f"the input is of {sample.dtype}; expected floating-point numbers, images in [-1, 1]")
         if sample.ndim != axes or sample.shape[1] != channels:
             expected = f"(N, {channels}, {', '.join(['depth', 'height', 'width'][-self.config['dims'] :])})"
             raise ValueError(f"the input has shape {tuple(sample.shape)}; this network takes {expected}")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import torch
 import torch.nn.functional as F
 from einops import rearrange
 from torch import Tensor, nn
@@ -9,7 +10,9 @@ from torch import Tensor, nn
 from unetdiff.nn.dims import zero_
 from unetdiff.nn.norm import make_norm
 from unetdiff.nn.residual import merge_residual
-from unetdiff.spec import Norm, NormPlacement
+from unetdiff.spec import NormPlacement, Site
+
+START_TEMPERATURE = 10.0  # of cosine attention, as in Crowson et al. 2024 (HDiT)
 
 
 def normalize_heads(x: Tensor, kind: str, eps: float = 1e-6) -> Tensor:
@@ -25,12 +28,16 @@ class SelfAttention(nn.Module):
     """Multi-head self-attention on the residual stream: (N, C, *space) in and out.
 
     norm -> queries, keys, values -> softmax(q k^T / sqrt(width)) v -> output, merged as `placement.residual` says.
+    With `qk` l2 the logits are cosines times a learned temperature per head.
     """
 
-    def __init__(self, channels: int, heads: int, placement: NormPlacement, norm: Norm, dims: int):
+    def __init__(self, channels: int, heads: int, placement: NormPlacement, site: Site, dims: int):
         super().__init__()
         self.heads, self.placement = heads, placement
+        norm = site.norm if site.attention is None else site.attention
         self.norm = make_norm(channels, norm, dims) if placement.attention == "pre" else nn.Identity()
+        cosine = placement.qk == "l2"
+        self.temperature = nn.Parameter(torch.full((heads, 1, 1), START_TEMPERATURE)) if cosine else None
         self.query_key_value = nn.Linear(channels, 3 * channels)
         self.out = nn.Linear(channels, channels)
         if "attention" in placement.zero_init:
@@ -42,7 +49,11 @@ class SelfAttention(nn.Module):
             self.query_key_value(tokens), "n l (three h c) -> three n h l c", three=3, h=self.heads
         )
         query, key = (normalize_heads(entry, self.placement.qk) for entry in (query, key))
-        mixed = F.scaled_dot_product_attention(query, key, value)
+        if self.temperature is None:
+            mixed = F.scaled_dot_product_attention(query, key, value)
+        else:
+            query = query * self.temperature.to(query.dtype)
+            mixed = F.scaled_dot_product_attention(query, key, value, scale=1.0)
         out = self.out(rearrange(mixed, "n h l c -> n l (h c)"))
         branch = rearrange(out, "n l c -> n c l").reshape(x.shape)
         return merge_residual(x, branch, self.placement)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import ClassVar, Literal
+
 from torch import Tensor, nn
 
 from unetdiff.nn.dims import conv, zero_
@@ -24,6 +26,8 @@ class ResidualBlock(nn.Module):
     `resample`, where given, changes the resolution of branch and shortcut alike (Dhariwal & Nichol 2021).
     """
 
+    conditioned_norm: ClassVar[Literal[1, 2]]  # which of the two norms the embedding enters
+
     def __init__(
         self,
         in_channels: int,
@@ -39,44 +43,51 @@ class ResidualBlock(nn.Module):
     ):
         super().__init__()
         self.placement = placement
-        weights = placement.weights
-        self.main = make_norm(in_channels, site.main, dims)
-        self.norm1 = make_norm(self.first_norm_channels(in_channels, out_channels), site.norm, dims)
-        self.conv1 = conv(dims, in_channels, out_channels, weights=weights)
-        norm2 = make_norm(out_channels, site.norm, dims)
-        self.norm2 = ConditionedNorm(norm2, placement.time, out_channels, embedding_channels)
-        self.conv2 = conv(dims, out_channels, out_channels, weights=weights)
+        streams = site.main.kind != "none"
+        same = in_channels == out_channels
+        self.resample = resample or nn.Identity()
+        self.shortcut = nn.Identity() if same else conv(dims, in_channels, out_channels, 1, weights=placement.weights)
+        self.main = make_norm(out_channels, site.main, dims) if streams else None
+        # Where the stream itself is normalised, the branch reads it after shortcut and resampling.
+        entry = out_channels if streams else in_channels
+        self.resample_branch = nn.Identity() if streams else self.resample
+
+        norm = make_norm(out_channels, site.norm, dims)
+        conditioned = ConditionedNorm(norm, placement.time, out_channels, embedding_channels)
+        plain = make_norm(entry if self.conditioned_norm == 2 else out_channels, site.norm, dims)
+        self.norm1, self.norm2 = (plain, conditioned) if self.conditioned_norm == 2 else (conditioned, plain)
+        self.conv1 = conv(dims, entry, out_channels, weights=placement.weights)
+        self.conv2 = conv(dims, out_channels, out_channels, weights=placement.weights)
         self.activation = ACTIVATIONS[activation]()
         self.dropout = nn.Dropout(dropout)
-        self.resample = resample or nn.Identity()
-        same = in_channels == out_channels
-        self.shortcut = nn.Identity() if same else conv(dims, in_channels, out_channels, 1, weights=weights)
         if "branch" in placement.zero_init:
-            self.zero_branch()
+            zero_(self.last_layer())
 
-    @staticmethod
-    def first_norm_channels(in_channels: int, out_channels: int) -> int:
-        """Width that the first norm sees."""
-        return in_channels
-
-    def zero_branch(self) -> None:
-        """Make the block start as its shortcut."""
-        zero_(self.conv2)
+    def last_layer(self) -> nn.Module:
+        """What must return zero for the block to start as its shortcut."""
+        raise NotImplementedError
 
     def branch(self, x: Tensor, embedding: Tensor | None) -> Tensor:
-        """The residual branch of the (already main-normalised) stream `x`."""
+        """The residual branch of the stream `x`."""
         raise NotImplementedError
 
     def forward(self, x: Tensor, embedding: Tensor | None = None) -> Tensor:
-        x = self.main(x)
-        return merge_residual(self.shortcut(self.resample(x)), self.branch(x, embedding), self.placement)
+        stream = self.shortcut(self.resample(x))
+        if self.main is not None:
+            x = stream = self.main(stream)
+        return merge_residual(stream, self.branch(x, embedding), self.placement)
 
 
 class PreNormBlock(ResidualBlock):
     """norm, activation, convolution, twice (He et al. 2016, "full pre-activation"); also with no norm at all."""
 
+    conditioned_norm = 2
+
+    def last_layer(self) -> nn.Module:
+        return self.conv2
+
     def branch(self, x: Tensor, embedding: Tensor | None) -> Tensor:
-        h = self.conv1(self.resample(self.activation(self.norm1(x))))
+        h = self.conv1(self.resample_branch(self.activation(self.norm1(x))))
         h = self.activation(self.norm2(h, embedding))
         return self.conv2(self.dropout(h))
 
@@ -87,17 +98,14 @@ class PostNormBlock(ResidualBlock):
     The embedding enters the first of the two norms, before the nonlinearity between the convolutions.
     """
 
-    @staticmethod
-    def first_norm_channels(in_channels: int, out_channels: int) -> int:
-        return out_channels
+    conditioned_norm = 1
 
-    def zero_branch(self) -> None:
-        last = self.norm1
-        zero_(last if any(True for _ in last.parameters()) else self.conv2)
+    def last_layer(self) -> nn.Module:
+        return self.norm2
 
     def branch(self, x: Tensor, embedding: Tensor | None) -> Tensor:
-        h = self.activation(self.norm2(self.conv1(self.resample(x)), embedding))
-        return self.norm1(self.conv2(self.dropout(h)))
+        h = self.activation(self.norm1(self.conv1(self.resample_branch(x)), embedding))
+        return self.norm2(self.conv2(self.dropout(h)))
 
     def forward(self, x: Tensor, embedding: Tensor | None = None) -> Tensor:
         return self.activation(super().forward(x, embedding))

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from typing import Any
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
@@ -26,10 +28,31 @@ def standardize_weight(weight: Tensor, eps: float = 1e-10) -> Tensor:
 
 
 class _Standardized(nn.Module):
-    """Parametrization that standardizes the weight of the convolution it is registered on."""
+    """Mixin of a convolution: filters standardized at every call, times a learned gain (Brock et al. 2021)."""
 
-    def forward(self, weight: Tensor) -> Tensor:
-        return standardize_weight(weight)
+    def __init__(self, in_channels: int, out_channels: int, *args: Any, **options: Any):
+        super().__init__(in_channels, out_channels, *args, **options)
+        shape = (out_channels, *(1,) * (self.weight.ndim - 1))  # pyright: ignore
+        self.gain = nn.Parameter(torch.ones(shape))
+
+    def forward(self, input: Tensor) -> Tensor:
+        weight = standardize_weight(self.weight) * self.gain  # pyright: ignore
+        return self._conv_forward(input, weight, self.bias)  # pyright: ignore
+
+
+class StandardizedConv1d(_Standardized, nn.Conv1d):
+    """`nn.Conv1d` with standardized filters."""
+
+
+class StandardizedConv2d(_Standardized, nn.Conv2d):
+    """`nn.Conv2d` with standardized filters."""
+
+
+class StandardizedConv3d(_Standardized, nn.Conv3d):
+    """`nn.Conv3d` with standardized filters."""
+
+
+CONVS = {"plain": CONV, "standardized": {1: StandardizedConv1d, 2: StandardizedConv2d, 3: StandardizedConv3d}}
 
 
 def conv(
@@ -42,18 +65,19 @@ def conv(
     padding: int | None = None,
     weights: str = "plain",
 ) -> nn.Module:
-    """A convolution in `dims` dimensions that keeps the size at stride 1, with `weights` plain or standardized."""
+    """A convolution in `dims` dimensions that keeps the size at stride 1; `weights` names a row of `CONVS`."""
     amount = kernel_size // 2 if padding is None else padding
-    layer = CONV[dims](in_channels, out_channels, kernel_size, stride=stride, padding=amount)  # pyright: ignore
-    if weights == "standardized":
-        nn.utils.parametrize.register_parametrization(layer, "weight", _Standardized())
-    return layer
+    return CONVS[weights][dims](in_channels, out_channels, kernel_size, stride=stride, padding=amount)
 
 
 def zero_(module: nn.Module) -> nn.Module:
-    """Set every parameter of `module` to zero and return it."""
-    for parameter in module.parameters():
-        nn.init.zeros_(parameter)
+    """Have `module` return zero until it learns otherwise; returns it.
+
+    A standardized filter has no size of its own: its gain is what becomes zero.
+    """
+    for name, parameter in module.named_parameters():
+        if not (isinstance(module, _Standardized) and name == "weight"):
+            nn.init.zeros_(parameter)
     return module
 
 

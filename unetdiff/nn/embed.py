@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -80,14 +80,14 @@ class ConditionEmbedding(nn.Module):
             self.waves = None
         self.label = None if spec.num_classes is None else nn.Embedding(spec.num_classes + spec.null_class, width)
 
-    def forward(self, timestep: Tensor | None, class_labels: Tensor | None, batch: int) -> Tensor:
+    def forward(self, timestep: Any, class_labels: Any, batch: int) -> Tensor:
         """Embed; raises `ValueError` for a condition that is missing or that this network does not take."""
         device = next(self.parameters()).device
         embedding = []
         if self.waves is not None:
             if timestep is None:
                 raise ValueError("this network is conditioned on the timestep: call it with one")
-            waves = self.waves(timestep.to(device).reshape(-1).expand(batch))
+            waves = self.waves(per_sample("timestep", timestep, batch).to(device))
             embedding.append(self.time(waves.to(self.time[0].weight.dtype)))
         elif timestep is not None:
             raise ValueError("this network was built without a time embedding: call it without a timestep")
@@ -97,15 +97,33 @@ class ConditionEmbedding(nn.Module):
             raise ValueError("this network was built without classes: call it without class_labels")
         return torch.stack(embedding).sum(0) if len(embedding) > 1 else embedding[0]
 
-    def _labels(self, class_labels: Tensor | None, batch: int, device: torch.device) -> Tensor:
+    def _labels(self, class_labels: Any, batch: int, device: torch.device) -> Tensor:
         assert self.num_classes is not None
-        if class_labels is not None:
-            return class_labels.to(device).reshape(-1).expand(batch)
-        if not self.null_class:
-            raise ValueError(
-                f"this network was built without a null class: call it with class_labels, 0 to {self.num_classes - 1}"
-            )
-        return torch.full((batch,), self.num_classes, dtype=torch.long, device=device)
+        if class_labels is None:
+            if not self.null_class:
+                last = self.num_classes - 1
+                raise ValueError(f"this network was built without a null class: call it with class_labels, 0 to {last}")
+            return torch.full((batch,), self.num_classes, dtype=torch.long, device=device)
+        labels = per_sample("class_labels", class_labels, batch)
+        if labels.is_floating_point() or labels.dtype == torch.bool:
+            raise ValueError(f"class_labels are of {labels.dtype}; expected integers")
+        last = self.num_classes - (not self.null_class)
+        # On a GPU, or while compiling, looking at the values would wait for them.
+        if (
+            labels.device.type == "cpu"
+            and not torch.compiler.is_compiling()
+            and not ((labels >= 0) & (labels <= last)).all()
+        ):
+            raise ValueError(f"class_labels are {labels.tolist()}; expected 0 to {last}")
+        return labels.to(device, torch.long)
+
+
+def per_sample(name: str, value: Any, batch: int) -> Tensor:
+    """A condition as a tensor (batch,), from one value for all or one per sample; `ValueError` names it otherwise."""
+    tensor = torch.as_tensor(value)
+    if tensor.ndim > 1 or tensor.numel() not in (1, batch):
+        raise ValueError(f"{name} has shape {tuple(tensor.shape)}; expected one value, or {batch}: one per sample")
+    return tensor.reshape(-1).expand(batch)
 
 
 class ConditionedNorm(nn.Module):

@@ -59,6 +59,11 @@ class GroupNorm(FloatStatistics):
         self.groups = group_count(channels, norm.groups, norm.min_group_channels) if groups is None else groups
 
     def normalize(self, x: Tensor) -> Tensor:
+        if x[0].numel() == self.groups:
+            raise ValueError(
+                f"a norm over single values erases them: {x.shape[1]} channels in {self.groups} groups at size "
+                f"{list(x.shape[2:])}; give larger inputs, fewer levels or fewer groups"
+            )
         weight, bias = (None if entry is None else entry.to(x.dtype) for entry in (self.weight, self.bias))
         return F.group_norm(x, self.groups, weight, bias, self.eps)
 

@@ -26,10 +26,11 @@ class ConcatSkip(nn.Module):
 
     def __init__(self, channels: int, skip_channels: int, placement: NormPlacement, site: Site, dims: int):
         super().__init__()
+        norm = site.norm if placement.skip_norm is None else placement.skip_norm
         before, after = (placement.skip == entry for entry in ("before_concat", "after_concat"))
-        self.norm = make_norm(channels, site.norm, dims) if before else nn.Identity()
-        self.norm_skip = make_norm(skip_channels, site.norm, dims) if before else nn.Identity()
-        self.norm_both = make_norm(channels + skip_channels, site.norm, dims) if after else nn.Identity()
+        self.norm = make_norm(channels, norm, dims) if before else nn.Identity()
+        self.norm_skip = make_norm(skip_channels, norm, dims) if before else nn.Identity()
+        self.norm_both = make_norm(channels + skip_channels, norm, dims) if after else nn.Identity()
         balanced = placement.concat == "mp"
         self.weights = mp_weights(channels, skip_channels, placement.concat_t) if balanced else (1.0, 1.0)
         learned = placement.skip_scale == "learned"
