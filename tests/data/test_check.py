@@ -140,6 +140,22 @@ class TestArrays:
         np.save(settings.path, np.array([{}], dtype=object), allow_pickle=True)
         refused(settings, r"x\.npy cannot be read as \.npy")
 
+    @pytest.mark.parametrize(("index", "byte"), [(8, b"("), (22, b"0")])  # brackets left open, a number as in 08
+    def test_damaged_header(self, settings: DataConfig, index: int, byte: bytes):
+        assert settings.path
+        np.save(settings.path, np.zeros((3, 4)))
+        content = Path(settings.path).read_bytes()
+        Path(settings.path).write_bytes(content[:index] + byte + content[index + 1 :])
+        refused(settings, r"x\.npy cannot be read as \.npy")
+
+    @pytest.mark.parametrize("length", [None, 40])
+    def test_archive(self, tmp_path: Path, length: int | None):
+        """Whole or cut, on its own or as labels."""
+        archive = tmp_path / "x.npz"
+        np.savez(archive, x=np.zeros((5, 8)))
+        archive.write_bytes(archive.read_bytes()[:length])
+        refused(DataConfig(source="npy", path=str(archive)), r"x\.npz .*; expected .*\.npy")
+
     @pytest.mark.parametrize(
         ("labels", "words"),
         [

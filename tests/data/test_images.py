@@ -1,12 +1,14 @@
 from __future__ import annotations
 
+import io
 import struct
 import zlib
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import pytest
-from PIL import Image
+from PIL import Image, ImageFile, features
 
 from unetdiff.data.images import cover, crop, decode_image, image_header, resize
 
@@ -58,6 +60,39 @@ def test_truncated_and_foreign_files_are_named(tmp_path: Path):
             image_header(junk, "junk.png")
     with pytest.raises(ValueError, match=r"gone\.png cannot be decoded .*No such file"):
         decode_image(tmp_path / "gone.png", "gone.png")
+
+
+def encoded(form: str) -> bytes:
+    file = io.BytesIO()
+    Image.fromarray(np.random.default_rng(0).integers(0, 255, (32, 32, 3), np.uint8)).save(file, form)
+    return file.getvalue()
+
+
+@pytest.mark.skipif(not features.check("avif"), reason="pillow without AVIF")
+def test_damaged_avif_is_named():
+    content = bytearray(encoded("avif"))
+    start = content.index(b"mdat") + 4
+    content[start:] = bytes(len(content) - start)
+    with pytest.raises(
+        ValueError, match=r"^a\.avif cannot be decoded \(.*Decoding .*\); expected a whole image file\.$"
+    ):
+        decode_image(bytes(content), "a.avif")
+
+
+@pytest.mark.parametrize("read", [decode_image, image_header])
+def test_damaged_ppm_is_named(read: Callable[[bytes, str], object]):
+    content = encoded("ppm").replace(b"32 32", b"3\xcd 32", 1)
+    with pytest.raises(ValueError, match=r"^a\.ppm cannot be decoded \(.*\); expected a whole image file\.$"):
+        read(content, "a.ppm")
+
+
+def test_an_error_without_words_is_told_by_its_type(monkeypatch: pytest.MonkeyPatch):
+    def exhausted(self: Image.Image) -> None:
+        raise MemoryError
+
+    monkeypatch.setattr(ImageFile.ImageFile, "load", exhausted)
+    with pytest.raises(ValueError, match=r"^a\.ppm cannot be decoded \(MemoryError\)"):
+        decode_image(encoded("ppm"), "a.ppm")
 
 
 def test_deep_rgb_is_refused_not_cut_to_eight_bits(tmp_path: Path):

@@ -9,6 +9,7 @@ from PIL import Image
 
 from unetdiff.config import DataConfig
 from unetdiff.data import sources
+from unetdiff.data.files import list_files
 from unetdiff.data.images import cover
 from unetdiff.data.sources import open_source
 from unetdiff.data.splits import held_out
@@ -40,6 +41,17 @@ def test_nested_and_flat_folders(tmp_path: Path, save_image: SaveImage):
     flat = open_source(folder(tmp_path / "nested" / "cat" / "deep"))
     assert flat.format.class_names is None
     assert "label" not in flat.read([0])
+
+
+def test_linked_folders_are_read_once(tmp_path: Path, save_image: SaveImage):
+    for name in ("data/cat/a.png", "data/dog/b.png", "elsewhere/c.png"):
+        save_image(tmp_path / name)
+    (tmp_path / "data" / "ant").symlink_to(tmp_path / "elsewhere", target_is_directory=True)
+    (tmp_path / "data" / "bee").symlink_to(tmp_path / "data" / "cat", target_is_directory=True)
+    (tmp_path / "elsewhere" / "back").symlink_to(tmp_path / "data", target_is_directory=True)
+    found = list_files(tmp_path / "data", (".png",))
+    assert found == [tmp_path / "data" / name for name in ("ant/c.png", "cat/a.png", "dog/b.png")]
+    assert open_source(folder(tmp_path / "data")).format.class_names == ("ant", "cat", "dog")
 
 
 @pytest.mark.parametrize("dtype", ["uint8", "uint16"])

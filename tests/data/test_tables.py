@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import io
+import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -12,6 +13,7 @@ from PIL import Image
 
 from unetdiff.config import DataConfig
 from unetdiff.data.sources import open_source
+from unetdiff.data.tables import _load_hub
 
 CIFAR = Path(__file__).parents[3] / "shared" / "data" / "cifar10_jpeg"
 
@@ -155,18 +157,60 @@ def test_a_class_that_training_lacks(tmp_path: Path):
         open_source(parquet(tmp_path), "validation")
 
 
-def test_hub_names_are_loaded_and_their_failures_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+@pytest.mark.parametrize(
+    ("path", "asked"),
+    [("someone/pictures", ("someone/pictures", None)), ("someone/pictures:large", ("someone/pictures", "large"))],
+)
+def test_hub_names_with_and_without_configuration(
+    path: str, asked: tuple[str, str | None], monkeypatch: pytest.MonkeyPatch
+):
     table = datasets.Dataset.from_dict({"picture": [png(pixels) for pixels in PIXELS]})
-    monkeypatch.setattr(datasets, "load_dataset", lambda name: datasets.DatasetDict(train=table))
-    settings = parquet(Path("someone/pictures"), label_column=None)
-    np.testing.assert_array_equal(open_source(settings).read([3])["sample"][0], PIXELS[3])
 
-    def offline(name: str) -> None:
-        raise ConnectionError("Couldn't reach the hub\nand more")
+    def load(name: str, configuration: str | None = None) -> datasets.DatasetDict:
+        assert (name, configuration) == asked
+        return datasets.DatasetDict(train=table)
 
-    monkeypatch.setattr(datasets, "load_dataset", offline)
-    with pytest.raises(ValueError, match=r"someone/pictures is neither .* \(Couldn't reach the hub\)\.$"):
-        open_source(settings)
+    monkeypatch.setattr(datasets, "load_dataset", load)
+    source = open_source(parquet(Path(path), label_column=None))
+    np.testing.assert_array_equal(source.read([3])["sample"][0], PIXELS[3])
+
+
+SEVERAL = """Config name is missing.
+Please pick one among the available configs: ['small', 'large']
+Example of usage:
+\t`load_dataset('someone/pictures', 'small')`"""
+
+
+@pytest.mark.parametrize(
+    ("error", "words"),
+    [
+        (ConnectionError("Couldn't reach the hub\nand more"), r"is neither .* \(Couldn't reach the hub\)\.$"),
+        (TimeoutError(), r"is neither .* \(TimeoutError\)\.$"),
+        (
+            ValueError(SEVERAL),
+            r"has several configurations; expected one of \['small', 'large'\] after a colon, "
+            r"as in someone/pictures:configuration\.$",
+        ),
+    ],
+)
+def test_failures_of_the_hub_are_told(error: Exception, words: str, monkeypatch: pytest.MonkeyPatch):
+    def fail(name: str, configuration: str | None = None) -> None:
+        raise error
+
+    monkeypatch.setattr(datasets, "load_dataset", fail)
+    with pytest.raises(ValueError, match=f"^data.path someone/pictures {words}"):
+        open_source(parquet(Path("someone/pictures")))
+
+
+def test_datasets_still_says_so_of_several_configurations(tmp_path: Path):
+    """The words of `datasets` by which several configurations are told from other failures."""
+    for name in ("small", "large"):
+        write_images(tmp_path / name / "train.parquet")
+    configurations = [{"config_name": name, "data_files": f"{name}/*.parquet"} for name in ("small", "large")]
+    (tmp_path / "README.md").write_text(f"---\nconfigs: {json.dumps(configurations)}\n---\n")
+    with pytest.raises(ValueError, match=r"has several configurations; expected one of \['small', 'large'\]"):
+        _load_hub(str(tmp_path))
+    assert len(_load_hub(f"{tmp_path}:large")["train"]) == 6
 
 
 @pytest.mark.skipif(not CIFAR.exists(), reason="shared/data/cifar10_jpeg is not there")

@@ -6,19 +6,19 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from .augment import augment as augment
-    from .check import check_source as check_source
-    from .formats import DataFormat as DataFormat
-    from .formats import write_images as write_images
-    from .loader import fixed_batches as fixed_batches
-    from .loader import training_loader as training_loader
-    from .order import StepBatchSampler as StepBatchSampler
-    from .order import batch_indices as batch_indices
-    from .order import epoch_permutation as epoch_permutation
-    from .order import key as key
-    from .order import keys as keys
-    from .sources import Source as Source
-    from .sources import open_source as open_source
+    from unetdiff.data.augment import augment as augment
+    from unetdiff.data.check import check_source as check_source
+    from unetdiff.data.formats import DataFormat as DataFormat
+    from unetdiff.data.formats import write_images as write_images
+    from unetdiff.data.loader import fixed_batches as fixed_batches
+    from unetdiff.data.loader import training_loader as training_loader
+    from unetdiff.data.order import StepBatchSampler as StepBatchSampler
+    from unetdiff.data.order import batch_indices as batch_indices
+    from unetdiff.data.order import epoch_permutation as epoch_permutation
+    from unetdiff.data.order import key as key
+    from unetdiff.data.order import keys as keys
+    from unetdiff.data.sources import Source as Source
+    from unetdiff.data.sources import open_source as open_source
 
 _HOMES = {
     "DataFormat": "formats",

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from .order import keys, uniforms
+from unetdiff.data.order import keys, uniforms
 
 
 def crop_places(seed: int, positions: np.ndarray, dims: int) -> np.ndarray:

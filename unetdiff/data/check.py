@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 from tqdm import tqdm
 
-from .sources import Source, open_source, value_range
+from unetdiff.data.sources import Source, open_source, value_range
 
 if TYPE_CHECKING:
     from unetdiff.config import DataConfig

@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 import os
-from collections import Counter
+from collections import Counter, deque
+from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
 
-from .images import SUFFIXES
-from .records import Arrays, Files, array_header, open_npy
-from .splits import SPLIT_NAMES, Splits
+from unetdiff.data.images import SUFFIXES
+from unetdiff.data.records import Arrays, Files, array_header, open_npy
+from unetdiff.data.splits import SPLIT_NAMES, Splits
 
 if TYPE_CHECKING:
     from unetdiff.config import DataConfig
@@ -37,17 +38,16 @@ def existing_path(settings: DataConfig) -> Path:
 def list_files(folder: Path, suffixes: tuple[str, ...]) -> list[Path]:
     """All files with one of the suffixes below a folder, sorted; hidden ones and label files left out.
 
+    Linked folders are followed, but each folder is read once, whatever links lead to it.
+
     Raises:
         ValueError: there are none.
     """
     found: list[Path] = []
     others: list[Path] = []
-    for parent, folders, names in os.walk(folder, followlinks=True):
-        folders[:] = [name for name in folders if not name.startswith((".", "__MACOSX"))]
-        for name in names:
-            if name.startswith(".") or name == LABELS_FILE:
-                continue
-            (found if name.lower().endswith(suffixes) else others).append(Path(parent, name))
+    for path in _walk(folder):
+        if path.name != LABELS_FILE:
+            (found if path.name.lower().endswith(suffixes) else others).append(path)
     if not found:
         expected = f"expected files such as {', '.join(suffixes[:4])}"
         if not others:
@@ -56,6 +56,21 @@ def list_files(folder: Path, suffixes: tuple[str, ...]) -> list[Path]:
         listed = ", ".join(f"{count} {kind}" for kind, count in kinds.most_common(4))
         raise ValueError(f"{folder} holds only other files ({listed}; {min(others).name} is one); {expected}.")
     return sorted(found)
+
+
+def _walk(folder: Path) -> Iterator[Path]:
+    """The files below a folder that are not hidden: first of real folders, then of those only links lead to."""
+    pending, visited = deque([folder]), set()
+    while pending:
+        for parent, folders, names in os.walk(pending.popleft()):
+            real = os.path.realpath(parent)
+            if real in visited:
+                folders.clear()
+                continue
+            visited.add(real)
+            folders[:] = sorted(name for name in folders if not name.startswith((".", "__MACOSX")))
+            pending += [path for name in folders if (path := Path(parent, name)).is_symlink()]
+            yield from (Path(parent, name) for name in names if not name.startswith("."))
 
 
 def class_folders(paths: list[Path], root: Path) -> list[str] | None:

@@ -7,10 +7,10 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from .images import resize
-from .order import keys, uniforms
-from .records import Arrays
-from .splits import Splits
+from unetdiff.data.images import resize
+from unetdiff.data.order import keys, uniforms
+from unetdiff.data.records import Arrays
+from unetdiff.data.splits import Splits
 
 if TYPE_CHECKING:
     from unetdiff.config import DataConfig

@@ -11,6 +11,8 @@ from pathlib import Path
 import numpy as np
 from PIL import Image, ImageOps
 
+from unetdiff.data.errors import first_line
+
 SUFFIXES = (
     *(".png", ".jpg", ".jpeg", ".jfif", ".webp", ".avif", ".bmp", ".gif", ".tif", ".tiff", ".tga", ".jp2"),
     *(".ppm", ".pgm", ".pbm", ".pnm"),
@@ -51,15 +53,19 @@ class Header:
 
 
 @contextmanager
-def _opened(file: Path | bytes, name: str) -> Iterator[Image.Image]:
-    """Opens an image; what pillow raises, here or in the block, becomes a ValueError that names it."""
+def _pillow(name: str) -> Iterator[None]:
+    """For calls of pillow alone: whatever they raise becomes a ValueError that names the image."""
     try:
-        with Image.open(io.BytesIO(file) if isinstance(file, bytes) else file) as image:
-            yield image
+        yield
     except Image.UnidentifiedImageError as error:
         raise ValueError(f"{name} is not a readable image; it is damaged or of an unknown format.") from error
-    except (OSError, SyntaxError, EOFError, Image.DecompressionBombError) as error:
-        raise ValueError(f"{name} cannot be decoded ({error}); expected a whole image file.") from error
+    except Exception as error:  # each of pillow's plugins raises its own kinds
+        raise ValueError(f"{name} cannot be decoded ({first_line(error)}); expected a whole image file.") from error
+
+
+def _opened(file: Path | bytes, name: str) -> Image.Image:
+    with _pillow(name):
+        return Image.open(io.BytesIO(file) if isinstance(file, bytes) else file)
 
 
 def _target(image: Image.Image, name: str) -> tuple[str, str]:
@@ -88,7 +94,9 @@ def image_header(file: Path | bytes, name: str) -> Header:
     with _opened(file, name) as image:
         target, dtype = _target(image, name)
         width, height = image.size
-        if image.format in CAMERA_FORMATS and image.getexif().get(ORIENTATION, 1) > 4:
+        with _pillow(name):
+            turned = image.format in CAMERA_FORMATS and image.getexif().get(ORIENTATION, 1) > 4
+        if turned:
             width, height = height, width
     return Header((height, width, len(Image.new(target, (1, 1)).getbands())), dtype)
 
@@ -107,10 +115,10 @@ def decode_image(file: Path | bytes, name: str) -> np.ndarray:
     """
     with _opened(file, name) as image:
         target, dtype = _target(image, name)
-        if image.format in CAMERA_FORMATS:
-            image = ImageOps.exif_transpose(image)
-        converted = image if image.mode == target else image.convert(target)
-        array = np.asarray(converted).astype(dtype, copy=False)
+        with _pillow(name):
+            upright = ImageOps.exif_transpose(image) if image.format in CAMERA_FORMATS else image
+            converted = upright if upright.mode == target else upright.convert(target)
+            array = np.asarray(converted).astype(dtype, copy=False)
     return array.reshape(*array.shape[:2], -1)
 
 

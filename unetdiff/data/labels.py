@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import numpy as np
 
-from .records import Records
+from unetdiff.data.records import Records
+
+MOST_PER_LABEL, MOST_BESIDE = 10, 1000
+"""Numbers are taken as class numbers up to 10 classes per label that occurs and 1000 beside; dates are not."""
 
 
 def class_names(records: Records) -> tuple[str, ...] | None:
@@ -14,14 +17,20 @@ def class_names(records: Records) -> tuple[str, ...] | None:
         one name per class, or None without labels.
 
     Raises:
-        ValueError: a label is missing, negative or no whole number.
+        ValueError: a label is missing, negative or no whole number, or so large that it is no class number.
     """
     if records.labels is None or records.class_names is not None:
         return records.class_names
-    found = {_checked(records, index) for index in range(len(records))}
+    found = {_checked(records, index): index for index in range(len(records))}
     if any(isinstance(label, str) for label in found):
         return tuple(sorted(map(str, found)))
-    return tuple(map(str, range(1 + max(int(label) for label in found))))
+    largest = max(map(int, found))
+    if largest + 1 > MOST_PER_LABEL * len(found) + MOST_BESIDE:
+        raise ValueError(
+            f"{records.name(found[largest])} has label {largest}, the largest of {len(found)} distinct ones; "
+            "expected class numbers from 0 without large gaps, or names."
+        )
+    return tuple(map(str, range(1 + largest)))
 
 
 def label_indices(records: Records, names: tuple[str, ...] | None) -> np.ndarray | None:

@@ -9,8 +9,9 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from .formats import DTYPES
-from .images import SUFFIXES, Header, decode_image, image_header
+from unetdiff.data.errors import first_line
+from unetdiff.data.formats import DTYPES
+from unetdiff.data.images import SUFFIXES, Header, decode_image, image_header
 
 Labels = Sequence[Any] | np.ndarray
 """Numbers, names or None, as found."""
@@ -202,6 +203,8 @@ def as_sample(array: np.ndarray, dims: int | None, name: str) -> np.ndarray:
 def open_npy(path: Path) -> np.ndarray:
     """A memory-mapped .npy array; ValueError names a file that is none or holds Python objects."""
     try:
-        return np.load(path, mmap_mode="r", allow_pickle=False)
-    except (OSError, ValueError, EOFError) as error:
-        raise ValueError(f"{path} cannot be read as .npy ({error}); expected a plain array.") from error
+        return np.lib.format.open_memmap(path, mode="r")  # np.load would take archives too
+    except Exception as error:  # of a damaged header, numpy's parser raises many kinds
+        raise ValueError(
+            f"{path} cannot be read as .npy ({first_line(error)}); expected a plain array in a .npy file."
+        ) from error

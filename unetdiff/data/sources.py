@@ -10,14 +10,14 @@ from typing import TYPE_CHECKING
 import numpy as np
 from tqdm import tqdm
 
-from .files import image_folder, npy_arrays
-from .formats import INTEGER_RANGES, DataFormat
-from .generated import blobs, digits, waveforms
-from .images import Header, cover, crop
-from .labels import class_names, label_indices
-from .records import Arrays, Records, Samples
-from .splits import Splits, open_split
-from .tables import data_set
+from unetdiff.data.files import image_folder, npy_arrays
+from unetdiff.data.formats import INTEGER_RANGES, DataFormat
+from unetdiff.data.generated import blobs, digits, waveforms
+from unetdiff.data.images import Header, cover, crop
+from unetdiff.data.labels import class_names, label_indices
+from unetdiff.data.records import Arrays, Records, Samples
+from unetdiff.data.splits import Splits, open_split
+from unetdiff.data.tables import data_set
 
 if TYPE_CHECKING:
     from unetdiff.config import DataConfig

@@ -6,8 +6,8 @@ from collections.abc import Callable
 
 import numpy as np
 
-from .order import epoch_permutation
-from .records import Records, Subset
+from unetdiff.data.order import epoch_permutation
+from unetdiff.data.records import Records, Subset
 
 Splits = dict[str, Callable[[], Records]]
 """What a source offers: how to open each of its own splits, "train" always among them."""

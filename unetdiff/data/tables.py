@@ -9,15 +9,19 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from .files import list_files
-from .images import Header, decode_image, image_header
-from .records import Labels, array_header, as_sample
-from .splits import SPLIT_NAMES, Splits
+from unetdiff.data.errors import first_line
+from unetdiff.data.files import list_files
+from unetdiff.data.images import Header, decode_image, image_header
+from unetdiff.data.records import Labels, array_header, as_sample
+from unetdiff.data.splits import SPLIT_NAMES, Splits
 
 if TYPE_CHECKING:
     from datasets import Dataset, DatasetDict
 
     from unetdiff.config import DataConfig
+
+SEVERAL_CONFIGURATIONS = re.compile(r"Config name is missing.*?(\[.*?\])", re.DOTALL)
+"""How `datasets` says that a data set has several configurations; the group lists them."""
 
 
 class Table:
@@ -111,7 +115,7 @@ def data_set(settings: DataConfig) -> Splits:
     """`data.source: dataset`: a .parquet file, a folder of them, or the name of a data set on the hub.
 
     Files belong to the split that their name or folder says (train-00000.parquet, val/a.parquet), else to
-    training.
+    training. A hub name is owner/name, or owner/name:configuration where there are several configurations.
 
     Raises:
         ValueError: nothing is there, or a file is not parquet.
@@ -156,21 +160,27 @@ def _load_parquet(path: Path) -> DatasetDict:
     try:
         tables = datasets.load_dataset("parquet", data_files=grouped)
     except DatasetGenerationError as error:
-        cause = str(error.__cause__ or error).splitlines()[0]
+        cause = first_line(error.__cause__ or error)
         raise ValueError(f"The parquet files of {path} do not form one table ({cause}).") from error
     assert isinstance(tables, datasets.DatasetDict)
     return tables
 
 
-def _load_hub(name: str) -> DatasetDict:
+def _load_hub(path: str) -> DatasetDict:
+    """Loads owner/name, or one configuration of it as owner/name:configuration."""
     import datasets
 
+    name, _, configuration = path.partition(":")
     try:
-        tables = datasets.load_dataset(name)
+        tables = datasets.load_dataset(name, configuration or None)
     except Exception as error:  # the hub's client raises many kinds: offline, unknown, gated, no such file
-        cause = str(error).strip().splitlines()[0]
+        if several := SEVERAL_CONFIGURATIONS.match(str(error)):
+            raise ValueError(
+                f"data.path {path} has several configurations; expected one of {several[1]} after a colon, "
+                f"as in {name}:configuration."
+            ) from error
         raise ValueError(
-            f"data.path {name} is neither a local path nor a data set that the hub gives ({cause})."
+            f"data.path {path} is neither a local path nor a data set that the hub gives ({first_line(error)})."
         ) from error
     assert isinstance(tables, datasets.DatasetDict)
     return tables
