@@ -82,14 +82,14 @@ def timed(step: Callable[[], None]) -> float:
 def compare(data: str, precision: str, batch_size: int, rounds: int, folder: Path) -> tuple[float, float, list[float]]:
     """Images per second of ours and of the plain loop, and the ratio of each round."""
     words = [str(ROOT / "configs" / "cifar10.yaml"), "--data.path", data, "--run_dir", str(folder)]
-    words += ["--train.batch_size", str(batch_size), "--train.precision", precision, "--train.steps", str(rounds + 2)]
+    words += ["--train.batch_size", str(batch_size), "--train.precision", precision, "--train.steps", str(rounds + 3)]
     trainer = denoising_trainer(parse_denoise([*words, "--train.validate_every", "0", "--train.sample_every", "0"]))
     theirs = plain_step(diffusers_network(), trainer, trainer.batches(0), precision)
-    batches = trainer.batches(0)
+    trainer.begin(0)
     steps = iter(range(rounds + 2))
 
     def ours() -> None:
-        trainer.training_step(next(steps), batches)
+        trainer.training_step(next(steps))
 
     for step in (ours, theirs, ours, theirs):
         timed(step)

@@ -7,7 +7,8 @@ from pathlib import Path
 import numpy as np
 from sklearn.svm import SVC
 
-from unetdiff.config import CommandParser, DataConfig, user_errors
+from unetdiff.command import CommandParser, run_command, user_errors
+from unetdiff.config import DataConfig
 from unetdiff.data.sources import open_source
 from unetdiff.diffusion.sampler import sample_images
 from unetdiff.figures import grid
@@ -98,4 +99,4 @@ def main() -> int:
 
 
 if __name__ == "__main__":
-    raise SystemExit(main())
+    run_command(main)

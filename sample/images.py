@@ -7,7 +7,8 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from unetdiff.config import SAMPLER_NAMES, CommandParser, user_errors
+from unetdiff.command import CommandParser, run_command, user_errors
+from unetdiff.config import SAMPLER_NAMES
 
 
 def arguments(given: Sequence[str]) -> argparse.Namespace:
@@ -24,7 +25,7 @@ def arguments(given: Sequence[str]) -> argparse.Namespace:
     parser.add_argument("--batch_size", type=int, default=32, help="samples at a time (default %(default)s)")
     parser.add_argument("--size", type=int, nargs="+", help="spatial size (default: that of the training data)")
     parser.add_argument("--checkpoint", help="a checkpoint of the run, such as step-00001000 (default: the newest)")
-    parser.add_argument("--weights", choices=["ema", "raw"], default="ema", help="default %(default)s")
+    parser.add_argument("--weights", default="ema", help="ema, ema:1 (a further average) or raw (default %(default)s)")
     parser.add_argument("--animate", action="store_true", help="write the denoising as denoising.gif")
     parser.add_argument("--out", required=True, type=Path, metavar="DIR", help="where to write")
     return parser.parse_args(given)
@@ -46,6 +47,7 @@ def main() -> int:
         state = start_processes(None)
         if options.out.exists() and not options.out.is_dir():
             raise ValueError(f"--out {options.out} is a file; expected a folder")
+        options.out.mkdir(parents=True, exist_ok=True)
         run = load_run(
             options.run, checkpoint=options.checkpoint, weights=options.weights, device=str(device_of(state))
         )
@@ -85,4 +87,4 @@ def main() -> int:
 
 
 if __name__ == "__main__":
-    raise SystemExit(main())
+    run_command(main)

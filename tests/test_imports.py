@@ -13,7 +13,7 @@ from tests.runs import ROOT
 
 # A module imports only from those named before it (or from its own row).
 ORDER = [
-    ["spec", "files", "progress"],
+    ["spec", "files", "progress", "command"],
     ["presets"],
     ["diffusion.options"],
     ["config"],

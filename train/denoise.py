@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import sys
 
-from unetdiff.config import parse_denoise, user_errors
+from unetdiff.command import run_command, user_errors
+from unetdiff.config import parse_denoise
 
 
 def main() -> int:
@@ -20,12 +21,13 @@ def main() -> int:
         with user_errors():
             trainer.fit()
     except TrainingStopped as reason:
-        print(reason, file=sys.stderr)
+        if trainer.main:
+            print(reason, file=sys.stderr)
         return 1
-    if trainer.accelerator.is_main_process:
+    if trainer.main:
         print(f"finished: {trainer.run} ({write_report(trainer.run)})")
     return 0
 
 
 if __name__ == "__main__":
-    raise SystemExit(main())
+    run_command(main)

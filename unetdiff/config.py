@@ -6,18 +6,15 @@ settings of a run are saved beside it as `config.yaml`, which is itself a file t
 
 from __future__ import annotations
 
-import argparse
 import dataclasses
 import difflib
-import os
 import re
-import sys
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal, NoReturn, get_args
+from typing import Any, Literal, get_args
 
+from unetdiff.command import user_errors
 from unetdiff.diffusion.options import (
     SamplerName,
     ScheduleName,
@@ -87,7 +84,7 @@ class DataConfig:
     Args:
         source: `digits` (embedded real digits), `waveforms` (generated signals), `blobs` (generated volumes),
             `folder` (images, flat or one subfolder per class), `dataset` (parquet files or a hub name), `npy`.
-        path: the folder, file or hub name.
+        path: the folder, file or hub name (owner/name, or owner/name:configuration).
         image_column: column of a `dataset` with the samples.
         label_column: column of a `dataset` with the labels; none: without labels.
         dims: spatial axes of `npy` data and array columns where the shape leaves it open.
@@ -260,30 +257,6 @@ class DenoiseConfig:
         """The run folder."""
         assert self.run_dir is not None
         return Path(self.run_dir)
-
-
-def fail(message: object) -> NoReturn:
-    """End the command with one sentence on standard error and exit code 2 (said once, by the first process)."""
-    if os.environ.get("RANK", "0") == "0":
-        print("error: " + " ".join(str(message).split()), file=sys.stderr)
-    raise SystemExit(2)
-
-
-class CommandParser(argparse.ArgumentParser):
-    """An argument parser whose errors are one sentence, like all others here."""
-
-    def error(self, message: str) -> NoReturn:
-        """End the command with `message` and exit code 2."""
-        fail(message)
-
-
-@contextmanager
-def user_errors() -> Iterator[None]:
-    """Turn a `ValueError` or `OSError` of the set-up into one sentence and exit code 2, without a traceback."""
-    try:
-        yield
-    except (ValueError, OSError) as error:
-        fail(error)
 
 
 def parse_denoise(arguments: Sequence[str], program: str = "train/denoise.py") -> DenoiseConfig:

@@ -30,6 +30,8 @@ def write_samples(
     columns = int(counts[0]) if labels is not None and len(counts) > 1 and len(set(counts)) == 1 else None
     named = None if labels is None else stored[order].tolist()
     grid(samples[order], format, columns=columns, labels=named).save(folder / "grid.png")
+    for stale in folder.glob("[0-9][0-9][0-9][0-9][0-9].*"):
+        stale.unlink()  # of an earlier call with more samples
     if format.dims == 2:
         write_images(samples, format, folder)
     else:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
 from unetdiff.data.formats import DataFormat
 from unetdiff.files import write_folder, write_json
@@ -19,12 +19,11 @@ if TYPE_CHECKING:
 
     from unetdiff.models.unet import UNet
 
-Weights = Literal["ema", "raw"]
-
 INDEX = "model_index.json"
 FORMAT = "data_format.json"
 DONE = "DONE.json"
 RAW_WEIGHTS = "training/weights.safetensors"
+AVERAGE = "training/ema_{}.safetensors"
 
 
 @dataclass(frozen=True)
@@ -46,7 +45,13 @@ def checkpoints(run: Path) -> list[Path]:
     return sorted(path.parent for path in (run / "checkpoints").glob(f"step-*/{DONE}"))
 
 
-def write_network(folder: Path, unet: UNet, scheduler: DDPMScheduler, format: DataFormat) -> None:
+def step_of(folder: Path) -> int | None:
+    """How many steps the network in a folder was trained; None where the folder does not say."""
+    path = folder / DONE
+    return json.loads(path.read_text())["step"] if path.is_file() else None
+
+
+def write_network(folder: Path, unet: UNet, scheduler: DDPMScheduler, format: DataFormat, step: int) -> None:
     """Write a network as `DDPMPipeline.from_pretrained` and `load_run` read it; the index comes last.
 
     A kill at any moment leaves the previous network, the new one, or a folder without index, which says so.
@@ -55,18 +60,20 @@ def write_network(folder: Path, unet: UNet, scheduler: DDPMScheduler, format: Da
     write_folder(folder / "unet", lambda inner: unet.save_pretrained(inner))
     write_folder(folder / "scheduler", lambda inner: scheduler.save_pretrained(inner))
     write_json(folder / FORMAT, format.to_dict())
+    write_json(folder / DONE, {"step": step})
     index = {"_class_name": "DDPMPipeline", "unet": ["unetdiff", "UNet"], "scheduler": ["diffusers", "DDPMScheduler"]}
     write_json(folder / INDEX, index)
 
 
-def load_run(path: str | Path, *, checkpoint: str | None = None, weights: Weights = "ema", device: str = "cpu") -> Run:
+def load_run(path: str | Path, *, checkpoint: str | None = None, weights: str = "ema", device: str = "cpu") -> Run:
     """Load a network by its folder alone.
 
     Args:
         path: a run folder (its final network, or its newest checkpoint while it trains), a checkpoint, or any
             diffusers folder with a U-Net and a scheduler.
         checkpoint: the name of one checkpoint of the run, such as `step-00001000`.
-        weights: `ema`, the average that training kept (the raw weights where it kept none), or `raw`.
+        weights: `ema`, the first average that training kept (the weights themselves where it kept none); `ema:1`,
+            `ema:2`, ... the further ones; or `raw`, the weights themselves.
         device: where to put the network.
 
     Raises:
@@ -74,15 +81,9 @@ def load_run(path: str | Path, *, checkpoint: str | None = None, weights: Weight
     """
     folder = _network_folder(Path(path), checkpoint)
     unet = _load_unet(folder)
-    if weights == "raw":
-        _load_raw(unet, folder, Path(path))
-    from diffusers import DDPMScheduler
-
-    if not (folder / "scheduler").is_dir():
-        raise ValueError(f"{folder} has no scheduler folder; expected a run, a checkpoint or a diffusers pipeline")
-    scheduler = DDPMScheduler.from_pretrained(folder, subfolder="scheduler")
-    assert isinstance(scheduler, DDPMScheduler)
-    return Run(unet.to(device).eval(), scheduler, _load_format(folder, unet), folder)  # pyright: ignore
+    if weights != "ema":
+        _load_weights(unet, folder, Path(path), weights)
+    return Run(unet.to(device).eval(), _load_scheduler(folder), _load_format(folder, unet), folder)
 
 
 def class_labels(text: str | None, run: Run) -> list[int] | None:
@@ -119,15 +120,28 @@ def _network_folder(path: Path, checkpoint: str | None) -> Path:
             raise ValueError(f"{path} has no complete checkpoint {checkpoint!r}; it has: {names}")
         return chosen
     if (path / INDEX).is_file():
-        return path
+        trained = step_of(path)
+        later = found and trained is not None and (step_of(found[-1]) or 0) > trained
+        return found[-1] if later else path
     if not found:
         raise ValueError(f"{path} holds no network: neither {INDEX} nor a complete checkpoint")
     return found[-1]
 
 
+def _read_json(path: Path) -> dict[str, Any]:
+    """A JSON object from a file; `ValueError` names the file."""
+    try:
+        value = json.loads(path.read_text())
+    except (OSError, ValueError) as error:
+        raise ValueError(f"{path} cannot be read: {error}") from error
+    if not isinstance(value, dict):
+        raise ValueError(f"{path} holds {type(value).__name__}; expected a JSON object")
+    return value
+
+
 def _load_unet(folder: Path) -> Any:
-    """The U-Net of a diffusers folder, ours or diffusers' own."""
-    library, name = json.loads((folder / INDEX).read_text()).get("unet", (None, None))
+    """The U-Net of a diffusers folder, ours or diffusers' own; every weight must be there, and no other."""
+    library, name = _read_json(folder / INDEX).get("unet", (None, None))
     if (library, name) == ("unetdiff", "UNet"):
         from unetdiff.models.unet import UNet as Network
     elif (library, name) == ("diffusers", "UNet2DModel"):
@@ -137,26 +151,58 @@ def _load_unet(folder: Path) -> Any:
             f"{folder / INDEX} names the network {library}.{name}; expected UNet or diffusers' UNet2DModel"
         )
     try:
-        return Network.from_pretrained(folder, subfolder="unet")
+        loaded: Any = Network.from_pretrained(folder, subfolder="unet", output_loading_info=True)
     except Exception as error:  # diffusers, safetensors and json each have their own for a damaged file
         raise ValueError(f"the network in {folder / 'unet'} cannot be read: {error}") from error
+    unet, report = loaded
+    for what in ("missing_keys", "unexpected_keys", "mismatched_keys"):
+        if report[what]:
+            key = sorted(report[what], key=str)[0]
+            raise ValueError(f"the weights in {folder / 'unet'} are of another network: {what.split('_')[0]} {key}")
+    return unet
 
 
-def _load_raw(unet: Any, folder: Path, run: Path) -> None:
-    """Replace the average by the weights themselves, from the checkpoint that goes with the folder."""
+def _load_weights(unet: Any, folder: Path, run: Path, weights: str) -> None:
+    """Replace the first average by other weights of the same step, from the checkpoint that has them."""
     from safetensors.torch import load_file
 
-    candidates = [folder, *([checkpoints(run)[-1]] if checkpoints(run) else [])]
-    for candidate in candidates:
-        if (candidate / RAW_WEIGHTS).is_file():
-            unet.load_state_dict(load_file(candidate / RAW_WEIGHTS))
+    kind, _, number = weights.partition(":")
+    if weights != "raw" and not (kind == "ema" and number.isdigit() and int(number) > 0):
+        raise ValueError(f"weights is {weights!r}; expected ema, ema:1 (a further average), or raw")
+    name = RAW_WEIGHTS if weights == "raw" else AVERAGE.format(number)
+    step = step_of(folder)
+    for candidate in (folder, *checkpoints(run)):
+        if step_of(candidate) == step and (candidate / name).is_file():
+            unet.load_state_dict(load_file(candidate / name), strict=weights == "raw")
             return
-    raise ValueError(f"{folder} holds no raw weights: they are in the checkpoints of a run")
+    raise ValueError(f"{folder} has no weights {weights!r} of its step beside it: they are in the checkpoints of a run")
+
+
+# The schedulers that describe noise by betas: what a network was trained with can be read from any of them.
+BETA_SCHEDULERS = ("DDPM", "DDIM", "PNDM", "DPMSolver", "UniPC", "EulerDiscrete", "EulerAncestral", "Heun", "DEIS")
+
+
+def _load_scheduler(folder: Path) -> DDPMScheduler:
+    """The noise schedule of the network's training."""
+    from diffusers import DDPMScheduler
+
+    if not (folder / "scheduler").is_dir():
+        raise ValueError(f"{folder} has no scheduler folder; expected a run, a checkpoint or a diffusers pipeline")
+    path = folder / "scheduler" / "scheduler_config.json"
+    name = _read_json(path).get("_class_name", "")
+    if not name.startswith(BETA_SCHEDULERS):
+        raise ValueError(f"{path} is of {name or 'no class'}; expected one with betas, such as DDPMScheduler")
+    scheduler = DDPMScheduler.from_pretrained(folder, subfolder="scheduler")
+    assert isinstance(scheduler, DDPMScheduler)
+    return scheduler
 
 
 def _load_format(folder: Path, unet: Any) -> DataFormat:
     """The stored form of the data; 8-bit images for a diffusers folder, which stores none."""
     path = folder / FORMAT
-    if path.is_file():
-        return DataFormat.from_dict(json.loads(path.read_text()))
-    return DataFormat(dims=2, channels=unet.config["in_channels"], dtype="uint8", low=0.0, high=255.0)
+    if not path.is_file():
+        return DataFormat(dims=2, channels=unet.config["in_channels"], dtype="uint8", low=0.0, high=255.0)
+    try:
+        return DataFormat.from_dict(_read_json(path))
+    except (TypeError, ValueError) as error:
+        raise ValueError(f"{path} cannot be read: {error}") from error

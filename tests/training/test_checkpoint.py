@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import pytest
@@ -10,8 +11,8 @@ from safetensors.torch import load_file
 
 from tests.runs import fit, trainer
 from unetdiff.files import remove_leftovers, write_folder
-from unetdiff.runs import RAW_WEIGHTS, checkpoints, load_run
-from unetdiff.training.checkpoint import newest_step
+from unetdiff.runs import AVERAGE, RAW_WEIGHTS, checkpoints, load_run
+from unetdiff.training.checkpoint import clear_leftovers, newest_step
 
 
 def test_folder_that_was_not_finished_does_not_appear(tmp_path: Path) -> None:
@@ -34,6 +35,7 @@ def test_half_written_checkpoint_is_ignored_and_cleared(tmp_path: Path) -> None:
     fit(run)
     (run / "checkpoints" / ".tmp-step-00000009").mkdir()
     (run / "checkpoints" / "step-00000008").mkdir()
+    clear_leftovers(run)
     assert newest_step(run) == 6
     assert not (run / "checkpoints" / ".tmp-step-00000009").exists()
 
@@ -50,6 +52,9 @@ def test_every_checkpoint_loads_like_the_run(tmp_path: Path) -> None:
     stored = load_file(checkpoints(run)[-1] / RAW_WEIGHTS)
     assert all(torch.equal(tensor, stored[name]) for name, tensor in raw.unet.state_dict().items())
     assert any(not torch.equal(tensor, final.unet.state_dict()[name]) for name, tensor in stored.items())
+    second = load_run(run, weights="ema:1")
+    stored = load_file(checkpoints(run)[-1] / AVERAGE.format(1))
+    assert all(torch.equal(tensor, stored[name]) for name, tensor in second.unet.state_dict().items())
 
 
 def test_run_without_final_network_loads_its_newest_checkpoint(tmp_path: Path) -> None:
@@ -76,11 +81,42 @@ def test_checkpoint_of_another_network_is_named(tmp_path: Path) -> None:
         made.fit()
 
 
+def rewrite(path: Path, **changes: object) -> None:
+    """Change entries of a JSON file."""
+    path.write_text(json.dumps({**json.loads(path.read_text()), **changes}))
+
+
 LOADING = {
     "there is no folder": lambda run: load_run(run / "nowhere"),
     "holds no network": lambda run: load_run(run / "samples"),
     "no complete checkpoint 'step-1'": lambda run: load_run(run, checkpoint="step-1"),
 }
+
+
+@pytest.mark.parametrize(
+    ("file", "changes", "message"),
+    [
+        ("unet/config.json", {"middle_attention": False}, "of another network: unexpected decoder.middle_block0"),
+        ("unet/config.json", {"blocks": 2}, "unet"),
+        ("scheduler/scheduler_config.json", {"_class_name": "FlowMatchEulerDiscreteScheduler"}, "FlowMatch"),
+        ("data_format.json", {"dims": 7}, "data_format.json cannot be read"),
+        ("model_index.json", {"unet": ["somewhere", "Else"]}, "names the network somewhere.Else"),
+    ],
+)
+def test_folder_that_does_not_fit_itself_is_refused(file: str, changes: dict, message: str, tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    fit(run)
+    rewrite(run / file, **changes)
+    with pytest.raises(ValueError, match=message):
+        load_run(run)
+
+
+@pytest.mark.parametrize("weights", ["ema:7", "ema:x", "best"])
+def test_weights_that_are_not_there_are_named(weights: str, tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    fit(run)
+    with pytest.raises(ValueError, match=weights):
+        load_run(run, weights=weights)
 
 
 @pytest.mark.parametrize("message", LOADING)

@@ -21,17 +21,17 @@ class Exploding(nn.Module):
 
 def test_first_module_with_a_non_finite_output_is_named() -> None:
     module = nn.Sequential(nn.Linear(2, 2), nn.Sequential(nn.ReLU(), Exploding()), Exploding())
-    assert first_non_finite(module, lambda: module(torch.ones(1, 2))).endswith("1.1 (Exploding)")
+    assert first_non_finite(module, lambda: module(torch.ones(1, 2))).text.endswith("1.1 (Exploding)")
 
 
 def test_parameters_and_gradients_are_looked_at_too() -> None:
     module = nn.Linear(2, 2)
-    assert "every output" in first_non_finite(module, lambda: module(torch.ones(1, 2)))
+    assert "every output" in first_non_finite(module, lambda: module(torch.ones(1, 2))).text
     module.weight.grad = torch.full((2, 2), torch.inf)
-    assert first_non_finite(module, lambda: module(torch.ones(1, 2))).endswith("the gradient of weight is not")
+    assert first_non_finite(module, lambda: module(torch.ones(1, 2))).text.endswith("the gradient of weight is not")
     with torch.no_grad():
         module.bias[0] = torch.nan
-    assert first_non_finite(module, lambda: module(torch.ones(1, 2))) == "parameter bias is not finite"
+    assert first_non_finite(module, lambda: module(torch.ones(1, 2))).text == "parameter bias is not finite"
 
 
 class Slow(nn.Module):

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import os
 import random
+import re
 import signal
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -15,13 +17,14 @@ from torch.testing import assert_close
 
 from tests.runs import ROOT, command, command_arguments, left_behind
 from unetdiff.runs import checkpoints, load_run
+from unetdiff.training.checkpoint import newest_step
 
 
 def launch(words: list[str], processes: int) -> subprocess.Popen:
     """Start training in a process group of its own, so that all of it can be killed at once."""
     launcher = [sys.executable]
     if processes > 1:
-        launcher += ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(processes)]
+        launcher += ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(processes), "--"]
     return subprocess.Popen(
         [*launcher, "train/denoise.py", *words],
         cwd=ROOT,
@@ -32,22 +35,51 @@ def launch(words: list[str], processes: int) -> subprocess.Popen:
     )
 
 
-def kill_and_repeat(tmp_path: Path, *, kills: int, steps: int, processes: int, longest: float, seed: int = 0) -> None:
-    """Kill a run at `kills` moments, each followed by the same command; compare with a run left alone."""
-    plan = {"steps": steps, "checkpoint_every": max(2, steps // 10)}
+def wait_for(process: subprocess.Popen, happened: Callable[[], bool], seconds: float = 120) -> None:
+    """Wait until something has happened; the process must still be running then."""
+    deadline = time.monotonic() + seconds
+    while not happened():
+        assert process.poll() is None, "the run ended before it could be killed"
+        assert time.monotonic() < deadline
+        time.sleep(0.002)
+
+
+def last_step(run: Path) -> int:
+    """The last step that a run has logged."""
+    path = run / "metrics.jsonl"
+    found = re.findall(rb'"step": (\d+)', path.read_bytes()) if path.is_file() else []
+    return int(found[-1]) if found else 0
+
+
+def writing(run: Path) -> bool:
+    """Whether a checkpoint or the final network is being written."""
+    return any(run.glob("checkpoints/.tmp-*")) or any(run.glob(".tmp-*"))
+
+
+def kill_and_repeat(tmp_path: Path, *, kills: int, steps: int, processes: int, seed: int = 0) -> None:
+    """Kill a run at `kills` moments, each followed by the same command; compare with a run left alone.
+
+    Half of the moments are anywhere in a step, half while something is being written.
+    """
+    plan = {"steps": steps, "checkpoint_every": 5}
     data = ["--data.workers", "2", "--data.random_flip", "true"]
     run, alone = tmp_path / "killed", tmp_path / "alone"
     done = command("train/denoise.py", *command_arguments(alone, **plan), *data, processes=processes)
     assert done.returncode == 0, done.stderr
     words = [*command_arguments(run, **plan), *data]
     moments = random.Random(seed)
-    for _ in range(kills):
+    for number in range(kills):
         process = launch(words, processes)
-        time.sleep(moments.uniform(0.5, longest))
+        target = newest_step(run) + moments.randint(1, 8)
+        wait_for(process, lambda target=target: last_step(run) >= target)
+        if number % 2:
+            wait_for(process, lambda: writing(run))
+        time.sleep(moments.uniform(0, 0.05))
         os.killpg(process.pid, signal.SIGKILL)
-        process.wait()
+        assert process.wait() == -signal.SIGKILL, "the run had ended by itself"
         if checkpoints(run):
             load_run(run)
+    assert not (run / "model_index.json").exists(), "every kill came before the end"
     done = command("train/denoise.py", *words, processes=processes)
     assert done.returncode == 0, done.stderr
     assert_close(left_behind(run), left_behind(alone), rtol=0, atol=0)
@@ -55,14 +87,14 @@ def kill_and_repeat(tmp_path: Path, *, kills: int, steps: int, processes: int, l
 
 
 def test_three_kills(tmp_path: Path) -> None:
-    kill_and_repeat(tmp_path, kills=3, steps=60, processes=1, longest=9)
+    kill_and_repeat(tmp_path, kills=3, steps=60, processes=1)
 
 
 @pytest.mark.slow
 def test_twenty_kills(tmp_path: Path) -> None:
-    kill_and_repeat(tmp_path, kills=20, steps=200, processes=1, longest=14)
+    kill_and_repeat(tmp_path, kills=20, steps=200, processes=1)
 
 
 @pytest.mark.slow
 def test_five_kills_of_two_processes(tmp_path: Path) -> None:
-    kill_and_repeat(tmp_path, kills=5, steps=200, processes=2, longest=20)
+    kill_and_repeat(tmp_path, kills=5, steps=200, processes=2)

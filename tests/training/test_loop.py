@@ -11,8 +11,10 @@ import sys
 import time
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
+from PIL import Image
 from torch.testing import assert_close
 
 from tests.runs import ROOT, command, command_arguments, fit, left_behind, relative_difference, settings, trainer
@@ -106,7 +108,7 @@ def test_non_finite_steps_are_skipped_counted_and_explained(tmp_path: Path) -> N
     made.fit()
     lines = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").open()]
     notes = [line for line in lines if line["kind"] == "note"]
-    assert [note["step"] for note in notes] == [1, 4]
+    assert [note["step"] for note in notes] == [2, 5]
     # Position 1 * 8 + 0 and 4 * 8 + 0: the first sample of each poisoned batch.
     assert [note["text"].split("position(s) ")[1] for note in notes] == ["[8] of the run", "[32] of the run"]
     assert [line["skipped"] for line in lines if line["kind"] == "train"][-1] == 2
@@ -149,11 +151,120 @@ def test_sigterm_saves_and_the_same_command_goes_on(straight: Path, tmp_path: Pa
     assert_close(left_behind(run), left_behind(tmp_path / "straight"), rtol=0, atol=0)
 
 
-def test_finished_run_says_so_and_changes_nothing(straight: Path) -> None:
-    before = left_behind(straight)
+def test_finished_run_says_so_and_changes_nothing(straight: Path, capsys) -> None:
+    def contents() -> dict[str, bytes]:
+        files = (path for path in straight.rglob("*") if path.is_file())
+        return {str(path.relative_to(straight)): path.read_bytes() for path in files}
+
+    before = contents()
     fit(straight, model={"dropout": 0.3}, data={"random_flip": True, "random_crop": 2})
-    assert_close(left_behind(straight), before, rtol=0, atol=0)
-    assert load_run(straight).folder == straight
+    assert contents() == before
+    assert "has all its 6 steps already" in capsys.readouterr().err
+
+
+def test_picture_that_a_kill_left_out_is_made_up_for(tmp_path: Path) -> None:
+    fit(tmp_path / "run")
+    picture = tmp_path / "run" / "samples" / "step-00000006.png"
+    before = picture.read_bytes()
+    picture.unlink()
+    fit(tmp_path / "run")
+    assert picture.read_bytes() == before
+
+
+def test_fewer_steps_than_were_trained_are_refused(tmp_path: Path) -> None:
+    fit(tmp_path / "run")
+    with pytest.raises(ValueError, match="has 6 steps already"):
+        fit(tmp_path / "run", steps=3)
+
+
+def test_extended_run_loads_its_newest_network(tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    fit(run, steps=3)
+    first = load_run(run)
+    made = trainer(run, steps=100)
+    made.request.signal = signal.SIGTERM
+    with pytest.raises(TrainingStopped):
+        made.fit()
+    later = load_run(run)
+    assert later.folder == checkpoints(run)[-1]
+    assert any(not torch.equal(a, b) for a, b in zip(first.unet.parameters(), later.unet.parameters(), strict=True))
+
+
+def test_run_without_a_checkpoint_takes_corrected_settings(tmp_path: Path) -> None:
+    trainer(tmp_path / "run", learning_rate=1.0)
+    fit(tmp_path / "run", learning_rate=1e-3)
+    with pytest.raises(ValueError, match=r"learning_rate 0\.001, not 1\.0"):
+        trainer(tmp_path / "run", learning_rate=1.0)
+
+
+def test_other_data_are_noticed(tmp_path: Path) -> None:
+    images = tmp_path / "images"
+    images.mkdir()
+    for number in range(20):
+        Image.fromarray(np.full((8, 8), number, np.uint8)).save(images / f"{number:02d}.png")
+    data = {"source": "folder", "path": str(images), "validation_fraction": 0.2}
+    fit(tmp_path / "run", data=data, steps=3)
+    images.rename(tmp_path / "moved")
+    moved = {**data, "path": str(tmp_path / "moved")}
+    fit(tmp_path / "run", data=moved, steps=4)
+    (tmp_path / "moved" / "03.png").unlink()
+    with pytest.raises(ValueError, match="training was 16, is"):
+        fit(tmp_path / "run", data=moved, steps=5)
+
+
+def test_two_runs_do_not_share_a_folder(tmp_path: Path) -> None:
+    made = trainer(tmp_path / "run")
+    done = command("train/denoise.py", *command_arguments(tmp_path / "run"))
+    assert done.returncode == 2
+    assert "is being trained by another process" in done.stderr
+    made.fit()
+
+
+POISONED = """
+import sys, torch
+from pathlib import Path
+from tests.runs import trainer
+from unetdiff.command import run_command
+made = trainer(Path(sys.argv[1]), non_finite_limit=2)
+if made.accelerator.process_index == 1:
+    if sys.argv[2] == "network":
+        made.unet.encoder["level1_block0"].register_forward_hook(lambda module, inputs, output: output * torch.inf)
+    healthy = made.batches
+    def batches(step):
+        for number, batch in enumerate(healthy(step), step):
+            if number == 2 and sys.argv[2] == "file":
+                raise ValueError("somewhere/broken.png cannot be decoded")
+            if sys.argv[2] == "data":
+                batch["sample"][0] = torch.nan
+            yield batch
+    made.batches = batches
+
+def main():
+    try:
+        made.fit()
+    except Exception as error:
+        sys.stdout.write(f"{made.accelerator.process_index} said: {error}\\n")  # in one piece
+    return 0
+
+run_command(main)
+"""
+
+
+@pytest.mark.parametrize(
+    ("what", "expected"),
+    [
+        ("data", "the data themselves are not finite"),
+        ("network", "encoder.level1_block0"),
+        ("file", "process 1: somewhere/broken.png cannot be decoded"),
+    ],
+)
+def test_what_one_process_finds_all_say(what: str, expected: str, tmp_path: Path) -> None:
+    (tmp_path / "program.py").write_text(POISONED)
+    words = [str(tmp_path / "program.py"), str(tmp_path / "run"), what]
+    done = command(*words, processes=2, PYTHONPATH=str(ROOT))
+    said = [line for line in done.stdout.splitlines() if " said: " in line]
+    assert len(said) == 2, done.stderr
+    assert all(expected in line for line in said), said
 
 
 def test_old_checkpoints_make_room(tmp_path: Path) -> None:

@@ -6,7 +6,7 @@ import atexit
 import signal
 import sys
 import weakref
-from collections.abc import Generator, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -14,9 +14,9 @@ import numpy as np
 import torch
 from torch.utils.data import DataLoader, Dataset
 
-from .augment import augment, crop_places
-from .order import StepBatchSampler
-from .sources import Source
+from unetdiff.data.augment import augment, crop_places
+from unetdiff.data.order import StepBatchSampler
+from unetdiff.data.sources import Source
 
 if TYPE_CHECKING:
     from unetdiff.config import DataConfig
@@ -44,6 +44,7 @@ class _TrainingBatches(Dataset):
     seed: int
     flip: bool
     pad: int
+    prepare: Callable[[Batch], Batch] | None
 
     def __getitems__(self, pairs: list[tuple[int, int]]) -> Batch | ValueError:
         indices, positions = np.array(pairs, dtype=np.int64).T.copy()
@@ -52,7 +53,8 @@ class _TrainingBatches(Dataset):
         except ValueError as error:  # returned, since a worker would bury its message in a traceback
             return error
         samples = augment(arrays["sample"], positions, seed=self.seed, flip=self.flip, pad=self.pad)
-        return to_tensors(self.source, {**arrays, "sample": samples}, positions)
+        batch = to_tensors(self.source, {**arrays, "sample": samples}, positions)
+        return batch if self.prepare is None else self.prepare(batch)
 
 
 def _as_is(batch: Any) -> Any:
@@ -81,6 +83,7 @@ def training_loader(
     rank: int = 0,
     world_size: int = 1,
     micro_batches: int = 1,
+    prepare: Callable[[Batch], Batch] | None = None,
     workers: int | None = None,
     pin_memory: bool = False,
 ) -> Generator[Batch]:
@@ -97,6 +100,7 @@ def training_loader(
         start_step: the first step.
         rank, world_size: this process and how many there are.
         micro_batches: batches per step; see `StepBatchSampler`.
+        prepare: what else a batch needs, a function of the batch alone; the workers do it.
         workers: processes that read ahead, 0 for none; None takes `settings.workers`.
         pin_memory: whether tensors go to page-locked memory, for asynchronous copies to a GPU.
 
@@ -114,7 +118,7 @@ def training_loader(
     )
     workers = settings.workers if workers is None else workers
     loader = DataLoader(
-        _TrainingBatches(source, seed, settings.random_flip, settings.random_crop),
+        _TrainingBatches(source, seed, settings.random_flip, settings.random_crop, prepare),
         batch_sampler=sampler,  # pyright: ignore[reportArgumentType] # any iterable of lists will do
         collate_fn=_as_is,
         num_workers=workers,

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,11 +16,11 @@ from torch import Tensor
 from unetdiff.data.formats import DataFormat
 from unetdiff.files import remove_folder, remove_leftovers, write_folder
 from unetdiff.models.unet import UNet
-from unetdiff.runs import DONE, RAW_WEIGHTS, checkpoints, write_network
+from unetdiff.runs import AVERAGE, RAW_WEIGHTS, checkpoints, step_of, write_network
 from unetdiff.training.ema import WeightAverages
+from unetdiff.training.processes import together
 
 OPTIMIZER = "training/optimizer.pt"
-AVERAGE = "training/ema_{}.safetensors"
 
 
 @dataclass(frozen=True)
@@ -47,13 +46,12 @@ def save_checkpoint(
         training = inner / "training"
         training.mkdir()
         with state.averages.swapped():
-            write_network(inner, state.unet, scheduler, format)
+            write_network(inner, state.unet, scheduler, format, step)
         save_file(_contiguous(state.unet.state_dict()), inner / RAW_WEIGHTS)
         for profile in range(1, len(state.averages.averages)):
             save_file(state.averages.state(profile), inner / AVERAGE.format(profile))
         scaler = None if state.scaler is None else state.scaler.state_dict()
         torch.save({"optimizer": state.optimizer.state_dict(), "scaler": scaler}, inner / OPTIMIZER)
-        (inner / DONE).write_text(json.dumps({"step": step}))
 
     write_folder(folder, fill)
     for old in checkpoints(run)[:-keep]:
@@ -62,11 +60,15 @@ def save_checkpoint(
 
 
 def newest_step(run: Path) -> int:
-    """The step of the newest complete checkpoint, 0 where there is none; clears what a kill left half-written."""
+    """The step of the newest complete checkpoint, 0 where there is none."""
+    found = checkpoints(run)
+    return (step_of(found[-1]) or 0) if found else 0
+
+
+def clear_leftovers(run: Path) -> None:
+    """Remove what a kill left half-written."""
     remove_leftovers(run)
     remove_leftovers(run / "checkpoints")
-    found = checkpoints(run)
-    return json.loads((found[-1] / DONE).read_text())["step"] if found else 0
 
 
 def load_checkpoint(run: Path, state: TrainingState) -> None:
@@ -76,8 +78,7 @@ def load_checkpoint(run: Path, state: TrainingState) -> None:
         ValueError: the checkpoint is of another network, with the first keys that differ, or cannot be read.
     """
     first = not dist.is_initialized() or dist.get_rank() == 0
-    if first:
-        _read(checkpoints(run)[-1], state)
+    together(lambda: _read(checkpoints(run)[-1], state) if first else None)
     _fill_optimizer_state(state.optimizer)
     if dist.is_initialized() and dist.get_world_size() > 1:
         _share(state)
@@ -90,7 +91,9 @@ def _read(folder: Path, state: TrainingState) -> None:
         averages = [load_file(folder / "unet" / "diffusion_pytorch_model.safetensors")]
         averages += [load_file(folder / AVERAGE.format(i)) for i in range(1, len(state.averages.averages))]
     except Exception as error:  # each library has its own for a damaged file
-        raise ValueError(f"the checkpoint {folder} cannot be read: {error}") from error
+        raise ValueError(
+            f"the checkpoint {folder} cannot be read ({error}): remove it to go on from the one before"
+        ) from error
     check_keys(weights, state.unet.state_dict(), folder)
     state.unet.load_state_dict(weights)
     state.optimizer.load_state_dict(saved["optimizer"])

@@ -82,16 +82,23 @@ class DenoiseTask:
         """The noise schedule, stored with the network."""
         return self.objective.scheduler
 
-    def loss(self, network: nn.Module, batch: Batch) -> Tensor:
-        """The mean loss of a batch; noise, timesteps and dropped labels follow from the samples' positions."""
-        x0 = batch["sample"]
-        draws = self.objective.draw(keys(self.seed, "noise", batch["position"].cpu().numpy()).tolist(), x0.shape[1:])
+    def prepare(self, batch: Batch) -> Batch:
+        """The batch with `noise`, `timesteps` and dropped labels, which follow from the samples' positions."""
+        draws = self.objective.draw(
+            keys(self.seed, "noise", batch["position"].numpy()).tolist(), batch["sample"].shape[1:]
+        )
+        prepared = {**batch, "noise": draws.noise, "timesteps": draws.timesteps}
         labels = self._labels(batch)
         if labels is not None and self.spec.null_class:
             assert self.spec.num_classes is not None
-            labels = drop_labels(labels, draws.label_uniform, self.label_dropout, self.spec.num_classes)
-        noise, timesteps = draws.noise.to(x0.device), draws.timesteps.to(x0.device)
-        return self.objective.loss_per_sample(_denoiser(network), x0, noise, timesteps, labels).loss.mean()
+            prepared["label"] = drop_labels(labels, draws.label_uniform, self.label_dropout, self.spec.num_classes)
+        return prepared
+
+    def loss(self, network: nn.Module, batch: Batch) -> Tensor:
+        """The mean loss of a prepared batch."""
+        x0, noise, timesteps = (batch[name] for name in ("sample", "noise", "timesteps"))
+        losses = self.objective.loss_per_sample(_denoiser(network), x0, noise, timesteps, self._labels(batch))
+        return losses.loss.mean()
 
     def _labels(self, batch: Batch) -> Tensor | None:
         return batch.get("label") if self.spec.num_classes else None

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -12,12 +13,20 @@ class TrainingStopped(RuntimeError):  # noqa: N818 - it is how training ends, no
     """Training cannot go on; the message says why, and what was saved."""
 
 
-def non_finite_samples(batch: dict[str, Tensor]) -> str | None:
-    """Which samples of a batch are not finite before any network sees them, in one phrase; None if all are."""
-    bad = ~batch["sample"].flatten(1).isfinite().all(1)
+class Evidence(NamedTuple):
+    """What was found in one process. order: how near to the origin it is, 0 the data, 3 nothing at all."""
+
+    order: int
+    text: str
+
+
+def non_finite_samples(batch: dict[str, Tensor]) -> Evidence | None:
+    """Which samples of a batch are not finite before any network sees them; None if all are."""
+    bad = ~batch["sample"].flatten(1).isfinite().all(1).cpu()
     if not bad.any():
         return None
-    return f"the data themselves are not finite, at position(s) {batch['position'][bad].tolist()} of the run"
+    places = batch["position"][bad].tolist()
+    return Evidence(0, f"the data themselves are not finite, at position(s) {places} of the run")
 
 
 def _tensors(value: object) -> list[Tensor]:
@@ -29,15 +38,15 @@ def _tensors(value: object) -> list[Tensor]:
     return [tensor for entry in value for tensor in _tensors(entry)] if isinstance(value, (list, tuple)) else []
 
 
-def first_non_finite(module: nn.Module, rerun: Callable[[], object]) -> str:
-    """Which part of `module` first gives a value that is not finite, in one phrase.
+def first_non_finite(module: nn.Module, rerun: Callable[[], object]) -> Evidence:
+    """Which part of `module` first gives a value that is not finite.
 
     Looks at the parameters, then runs `rerun` (the step's forward pass, without gradients) and looks at the output
     of every submodule in the order in which they finish, then at the gradients.
     """
     for name, parameter in module.named_parameters():
         if not parameter.isfinite().all():
-            return f"parameter {name} is not finite"
+            return Evidence(1, f"parameter {name} is not finite")
     found: list[str] = []
 
     def look(name: str) -> Callable[[nn.Module, object, object], None]:
@@ -55,8 +64,8 @@ def first_non_finite(module: nn.Module, rerun: Callable[[], object]) -> str:
         for hook in hooks:
             hook.remove()
     if found:
-        return f"first module with a non-finite output: {found[0]}"
+        return Evidence(1, f"first module with a non-finite output: {found[0]}")
     for name, parameter in module.named_parameters():
         if parameter.grad is not None and not parameter.grad.isfinite().all():
-            return f"every output is finite, the gradient of {name} is not"
-    return "every output and gradient of this process is finite: another process, or the loss itself, is not"
+            return Evidence(2, f"every output is finite, the gradient of {name} is not")
+    return Evidence(3, "every output and gradient is finite, the loss itself is not")

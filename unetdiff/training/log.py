@@ -17,25 +17,25 @@ from unetdiff.progress import progress
 METRICS = "metrics.jsonl"
 
 
-def keep_metrics_until(run: Path, step: int) -> float:
+def keep_metrics_until(run: Path, step: int) -> tuple[float, int]:
     """Drop the lines of `metrics.jsonl` after `step`, and a broken last one: a resumed run writes them again.
 
-    Returns the seconds that the run had trained until then.
+    Returns the seconds that the run had trained until then, and the steps that it had skipped.
     """
     path = run / METRICS
     if not path.is_file():
-        return 0.0
-    kept, elapsed = [], 0.0
+        return 0.0, 0
+    kept, elapsed, skipped = [], 0.0, 0
     for line in path.read_text().splitlines():
         try:
             entry = json.loads(line)
             if entry["step"] <= step:
                 kept.append(line)
-                elapsed = entry.get("elapsed", elapsed)
+                elapsed, skipped = entry.get("elapsed", elapsed), entry.get("skipped", skipped)
         except (json.JSONDecodeError, KeyError):
             continue
     write_text(path, "".join(line + "\n" for line in kept))
-    return elapsed
+    return elapsed, skipped
 
 
 class RunLog:

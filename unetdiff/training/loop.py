@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
@@ -24,11 +24,18 @@ from unetdiff.data.formats import DataFormat
 from unetdiff.data.order import key
 from unetdiff.models.unet import UNet
 from unetdiff.runs import write_network
-from unetdiff.training.checkpoint import TrainingState, load_checkpoint, newest_step, save_checkpoint
+from unetdiff.training.checkpoint import (
+    TrainingState,
+    clear_leftovers,
+    load_checkpoint,
+    newest_step,
+    save_checkpoint,
+)
 from unetdiff.training.ema import WeightAverages
 from unetdiff.training.health import TrainingStopped, first_non_finite, non_finite_samples
 from unetdiff.training.log import RunLog, keep_metrics_until
-from unetdiff.training.processes import Agreement, catching_stop, share
+from unetdiff.training.processes import Agreement, StopRequest, catching_stop, first_alone, kept_to_the_end, together
+from unetdiff.training.run_folder import release_run_folder
 from unetdiff.training.schedule import learning_rate
 
 Batch = dict[str, Tensor]
@@ -48,8 +55,12 @@ class Task(Protocol):
         """The form of the data, stored with the network."""
         ...
 
+    def prepare(self, batch: Batch) -> Batch:
+        """The batch with its random draws, a function of its `position`; called where batches are loaded."""
+        ...
+
     def loss(self, network: nn.Module, batch: Batch) -> Tensor:
-        """The mean loss of a batch, a scalar; random only through the batch's `position`."""
+        """The mean loss of a prepared batch, a scalar; its only randomness is the network's dropout."""
         ...
 
     def validate(self, network: UNet, accelerator: Accelerator) -> dict[str, Any] | None:
@@ -65,20 +76,24 @@ class Task(Protocol):
 class Trainer:
     """One run of one task, from its newest checkpoint (or the start) to its last step.
 
-    batches: makes this process's endless micro-batches from a given step on.
+    batches: makes this process's endless prepared micro-batches from a given step on. request: a stop that was asked
+    for. bad_in_a_row, skipped: non-finite steps, lately and in all. losses: those of the steps not yet logged.
     """
 
     run: Path
     unet: UNet
     task: Task
-    batches: Callable[[int], Iterator[Batch]]
+    batches: Callable[[int], Generator[Batch]]
     config: TrainConfig
     ema: EmaConfig
     seed: int
     accelerator: Accelerator
+    request: StopRequest = field(default_factory=StopRequest)
     bad_in_a_row: int = 0
     skipped: int = 0
+    checkpoint_due: bool = False
     losses: list[Tensor] = field(default_factory=list)
+    stream: Generator[Batch] | None = None
 
     def __post_init__(self) -> None:
         optimizer = torch.optim.AdamW(
@@ -97,18 +112,52 @@ class Trainer:
         self.agreement = Agreement()
         self.norm = torch.zeros(())
         self.main = self.accelerator.is_main_process
+        kept_to_the_end.append(self.network if self.agreement.several else None)
 
     def fit(self) -> int:
         """Train to the last step; returns it. A second call with the same folder goes on where the first ended.
 
         Raises:
             TrainingStopped: on SIGTERM or SIGINT, after a checkpoint; after too many non-finite steps in a row.
-            ValueError: the folder's checkpoint is of another network.
+            ValueError: the folder's checkpoint is of another network or further than asked for; data that cannot be
+                read.
         """
-        start = share(newest_step(self.run) if self.main else None)
+        start = self._restore()
+        try:
+            with catching_stop(self.request):
+                if start < self.config.steps:
+                    self.begin(start)
+                for step in range(start, self.config.steps):
+                    stop = self.training_step(step)
+                    self._after(step + 1)
+                    if stop and step + 1 < self.config.steps:
+                        self._stop(step + 1)
+            self._finish(start)
+        finally:
+            if self.stream is not None:
+                self.stream.close()
+            self.agreement.close()
+            self.log.close()
+            release_run_folder(self.run)
+        return self.config.steps
+
+    def _restore(self) -> int:
+        """Load the newest checkpoint and open the log; returns the steps done so far."""
+        if self.main:
+            clear_leftovers(self.run)
+        steps = self.agreement.collect(newest_step(self.run))
+        start = steps[0]
+        if max(steps) > start:
+            rank = steps.index(max(steps))
+            raise ValueError(
+                f"process {rank} has {self.run} at step {max(steps)}, the first process at step {start}: have the "
+                "machine that holds the run start the first process (torchrun --node-rank 0 with --master-addr)"
+            )
+        if start > self.config.steps:
+            raise ValueError(f"{self.run} has {start} steps already; expected train.steps of at least that")
         if start:
             load_checkpoint(self.run, self.state)
-        elapsed = keep_metrics_until(self.run, start) if self.main else 0.0
+        elapsed, self.skipped = first_alone(lambda: keep_metrics_until(self.run, start))
         self.log = RunLog(
             self.run,
             self.accelerator,
@@ -119,33 +168,33 @@ class Trainer:
         )
         if start:
             self.log.say(f"going on from step {start}")
-        try:
-            with catching_stop() as request:
-                batches = self.batches(start) if start < self.config.steps else iter(())
-                for step in range(start, self.config.steps):
-                    self.training_step(step, batches)
-                    self._after(step + 1)
-                    (stop,) = self.agreement.totals(int(request.signal > 0))
-                    if stop:
-                        self._stop(step + 1)
-            self._finish(start)
-        finally:
-            self.log.close()
-        return self.config.steps
+        return start
 
-    def training_step(self, step: int, batches: Iterator[Batch]) -> None:
-        """One optimizer step on one global batch."""
+    def begin(self, step: int) -> None:
+        """Have the batches of `step` at hand."""
+        self.stream = self.batches(step)
+        self.fetched = together(self._fetch)
+
+    def _fetch(self) -> list[Batch]:
+        """This process's micro-batches of the next step, on the device; `ValueError` for data that cannot be read."""
+        assert self.stream is not None
+        parts = [next(self.stream) for _ in range(self.config.accumulation)]
+        return [{name: self._to_device(name, tensor) for name, tensor in batch.items()} for batch in parts]
+
+    def _to_device(self, name: str, tensor: Tensor) -> Tensor:
+        """Positions stay behind: only messages read them."""
+        return tensor if name == "position" else tensor.to(self.accelerator.device, non_blocking=True)
+
+    def training_step(self, step: int) -> bool:
+        """One optimizer step on one global batch; returns whether some process was asked to stop."""
         config = self.config
         for group in self.optimizer.param_groups:
             group["lr"] = learning_rate(config, step)
         self.network.train()
         loss = torch.zeros((), device=self.accelerator.device)
-        micro: list[tuple[Batch, int]] = []
-        for part in range(config.accumulation):
-            batch = self._to_device(next(batches))
-            part_seed = self._dropout_seed(step, part)
-            micro.append((batch, part_seed))
-            torch.manual_seed(part_seed)
+        micro = [(batch, self._dropout_seed(step, part)) for part, batch in enumerate(self.fetched)]
+        for part, (batch, seed) in enumerate(micro):
+            torch.manual_seed(seed)
             last = part == config.accumulation - 1
             with contextlib.nullcontext() if last else self.accelerator.no_sync(self.network):
                 value = self.task.loss(self.network, batch) / config.accumulation
@@ -153,7 +202,11 @@ class Trainer:
             loss += value.detach()
         norm = self.accelerator.clip_grad_norm_(self.network.parameters(), config.gradient_clip)
         assert norm is not None
-        (bad,) = self.agreement.totals(int(not (torch.isfinite(norm) and torch.isfinite(loss))))
+        failure = self._fetch_next(step)  # while a GPU still works on this step
+        facts = (not torch.isfinite(norm + loss), failure is not None, self.request.signal > 0)
+        bad, unread, stop = self.agreement.totals(*map(int, facts))
+        if unread:
+            raise ValueError(next(text for text in self.agreement.collect(failure) if text))
         if bad:
             self._skip(step, micro)
         else:
@@ -163,14 +216,22 @@ class Trainer:
             self.losses.append(loss)
             self.norm = norm.detach()
         self.optimizer.zero_grad(set_to_none=True)
+        return stop > 0
+
+    def _fetch_next(self, step: int) -> str | None:
+        """Fetch the next step's batches; what was wrong with them, if anything."""
+        if step + 1 == self.config.steps:
+            return None
+        try:
+            self.fetched = self._fetch()
+        except ValueError as error:
+            return f"process {self.accelerator.process_index}: {error}"
+        return None
 
     def _dropout_seed(self, step: int, part: int) -> int:
         """The seed of a micro-batch's dropout."""
         index = (step * self.accelerator.num_processes + self.accelerator.process_index) * self.config.accumulation
         return key(self.seed, "dropout", index + part)
-
-    def _to_device(self, batch: Batch) -> Batch:
-        return {name: tensor.to(self.accelerator.device, non_blocking=True) for name, tensor in batch.items()}
 
     def _skip(self, step: int, micro: list[tuple[Batch, int]]) -> None:
         """Leave out a step whose loss or gradient is not finite; say where it began; give up after too many."""
@@ -183,18 +244,18 @@ class Trainer:
         if 1 < self.bad_in_a_row < limit:
             return  # the first and the last of a row are looked into: it takes another forward pass
         causes = self._causes(micro)
-        text = f"step {step} skipped, its loss or gradient is not finite; {causes}"
+        text = f"step {step + 1} skipped, its loss or gradient is not finite; {causes}"
         self.log.say(text)
-        self.log.write("note", step, text=text)
+        self.log.write("note", step + 1, text=text)
         if self.bad_in_a_row >= limit:
-            last = newest_step(self.run) if self.main else 0
+            newest = self.agreement.collect(newest_step(self.run))[0]
             raise TrainingStopped(
-                f"{limit} steps in a row up to step {step} had a non-finite loss or gradient ({causes}); "
-                f"the newest checkpoint is that of step {last}: lower train.learning_rate or train.gradient_clip"
+                f"{limit} steps in a row up to step {step + 1} had a non-finite loss or gradient ({causes}); "
+                f"the newest checkpoint is that of step {newest}: lower train.learning_rate or train.gradient_clip"
             )
 
     def _causes(self, micro: list[tuple[Batch, int]]) -> str:
-        """Where the first process that sees it loses finiteness."""
+        """What the process nearest to the origin has to say."""
 
         def rerun() -> None:
             for batch, seed in micro:
@@ -204,34 +265,36 @@ class Trainer:
 
         own = next(filter(None, (non_finite_samples(batch) for batch, _ in micro)), None)
         own = own or first_non_finite(self.unet, rerun)
-        blind = own.startswith("every output and gradient")
-        place = self.accelerator.process_index + (self.accelerator.num_processes if blind else 0)
-        return min(self.agreement.collect((place, own)))[1]
+        return min(self.agreement.collect(own)).text
 
     def _after(self, done: int) -> None:
         """What comes after a step, `done` being the number of steps so far."""
         config, last = self.config, done == self.config.steps
         self.log.step_done()
         if (done % config.log_every == 0 or last) and self.losses:
-            mean = self.accelerator.reduce(torch.stack(self.losses).mean(), "mean")
-            assert isinstance(mean, Tensor)
-            self.log.training(
-                done,
-                loss=float(mean),
-                grad_norm=float(self.norm),
-                learning_rate=learning_rate(config, done - 1),
-                skipped=self.skipped,
-            )
-            self.losses.clear()
+            self._log(done)
         before = time.perf_counter()
+        # In a row of bad steps the weights may be what is wrong: the last good checkpoint stays the newest until then.
+        self.checkpoint_due |= done % config.checkpoint_every == 0
+        if last or (self.checkpoint_due and not self.bad_in_a_row):
+            self._save(done)
         if last or (config.validate_every and done % config.validate_every == 0):
             self._validate(done)
         if last or (config.sample_every and done % config.sample_every == 0):
             self._picture(done)
-        # In a row of bad steps the weights may be what is wrong: the last good checkpoint stays the newest.
-        if last or (done % config.checkpoint_every == 0 and not self.bad_in_a_row):
-            self._save(done)
         self.log.pause(time.perf_counter() - before)
+
+    def _log(self, done: int) -> None:
+        mean = self.accelerator.reduce(torch.stack(self.losses).mean(), "mean")
+        assert isinstance(mean, Tensor)
+        self.log.training(
+            done,
+            loss=float(mean),
+            grad_norm=float(self.norm),
+            learning_rate=learning_rate(self.config, done - 1),
+            skipped=self.skipped,
+        )
+        self.losses.clear()
 
     def _validate(self, done: int) -> None:
         with self.averages.swapped(), self._evaluating():
@@ -243,8 +306,8 @@ class Trainer:
         with self.averages.swapped(), self._evaluating():
             picture = self.task.picture(self.unet)
         if self.main and picture is not None:
-            file = Path("samples") / f"step-{done:08d}.png"
-            (self.run / "samples").mkdir(exist_ok=True)
+            file = picture_of(done)
+            (self.run / file).parent.mkdir(exist_ok=True)
             picture.save(self.run / file)
             self.log.write("samples", done, file=str(file))
 
@@ -257,24 +320,30 @@ class Trainer:
         self.unet.train()
 
     def _save(self, done: int) -> None:
-        if self.main:
-            save_checkpoint(
-                self.run, done, self.state, self.task.scheduler, self.task.format, self.config.keep_checkpoints
-            )
-        self.accelerator.wait_for_everyone()
+        task, keep = self.task, self.config.keep_checkpoints
+        first_alone(lambda: str(save_checkpoint(self.run, done, self.state, task.scheduler, task.format, keep)))
+        self.checkpoint_due = False
 
     def _stop(self, done: int) -> None:
-        """Save and end, because a signal asked for it; a run that has all its steps ends by itself."""
-        if done < self.config.steps:
-            if done % self.config.checkpoint_every or self.bad_in_a_row:
-                self._save(done)
-            raise TrainingStopped(f"stopped by a signal after step {done}; the same command goes on from there")
+        """Save and end, because a signal asked for it."""
+        if self.checkpoint_due or done % self.config.checkpoint_every:
+            self._save(done)
+        raise TrainingStopped(f"stopped by a signal after step {done}; the same command goes on from there")
 
     def _finish(self, start: int) -> None:
-        """The final network at the root of the run folder."""
+        """The final network at the root of the run folder, and what a kill after the last checkpoint left out."""
         if start == self.config.steps:
             self.log.say(f"{self.run} has all its {start} steps already; a larger train.steps goes on")
-        if self.main:
-            with self.averages.swapped():
-                write_network(self.run, self.unet, self.task.scheduler, self.task.format)
-        self.accelerator.wait_for_everyone()
+            if not first_alone(lambda: (self.run / picture_of(start)).is_file()):
+                self._validate(start)
+                self._picture(start)
+        first_alone(self._write_final)
+
+    def _write_final(self) -> None:
+        with self.averages.swapped():
+            write_network(self.run, self.unet, self.task.scheduler, self.task.format, self.config.steps)
+
+
+def picture_of(done: int) -> Path:
+    """Where the grid after `done` steps is, within the run folder."""
+    return Path("samples") / f"step-{done:08d}.png"

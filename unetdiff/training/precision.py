@@ -27,7 +27,7 @@ def check_precision(precision: Precision, device: torch.device) -> None:
     """Raise `ValueError` for a precision that the device does not train in."""
     if precision == "fp16" and device.type == "cpu":
         raise ValueError("train.precision fp16 does not train on a CPU; expected float32, bf16 or auto")
-    if precision == "bf16" and device.type == "cuda" and not torch.cuda.is_bf16_supported():
+    if precision == "bf16" and device.type == "cuda" and not torch.cuda.is_bf16_supported(including_emulation=False):
         raise ValueError("train.precision bf16 is not supported by this GPU; expected float32, fp16 or auto")
 
 
@@ -42,7 +42,7 @@ def choose_precision(
         device: where it trains.
         repeats: timed pairs; the fastest of each counts, since other work only ever slows a step.
     """
-    if device.type == "cuda" and not torch.cuda.is_bf16_supported():
+    if device.type == "cuda" and not torch.cuda.is_bf16_supported(including_emulation=False):
         return PrecisionChoice("float32", "this GPU has no bf16")
     twin = copy.deepcopy(module).train()
     seconds: dict[bool, list[float]] = {False: [], True: []}
@@ -67,5 +67,5 @@ def _time_step(module: nn.Module, loss: Callable[[nn.Module], Tensor], device: t
 
 
 def _wait(device: torch.device) -> None:
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
+    if device.type != "cpu":
+        torch.accelerator.synchronize()

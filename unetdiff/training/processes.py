@@ -5,18 +5,21 @@ from __future__ import annotations
 import os
 import signal
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from types import FrameType
-from typing import Any
+from typing import Any, ClassVar, TypeVar, cast
 
 import torch
 import torch.distributed as dist
 from accelerate import Accelerator, PartialState
 from accelerate.state import AcceleratorState
+from accelerate.tracking import get_available_trackers
 from accelerate.utils import DistributedDataParallelKwargs, broadcast_object_list
 
 from unetdiff.config import Precision
+
+T = TypeVar("T")
 
 _MIXED = {"float32": "no", "bf16": "bf16", "fp16": "fp16"}
 
@@ -52,6 +55,8 @@ def share(value: Any) -> Any:
 
 def make_accelerator(precision: Precision, tracker: str, project_dir: str) -> Accelerator:
     """accelerate with the decided precision, on the processes that `start_processes` joined."""
+    if tracker != "none" and tracker not in {entry.value for entry in get_available_trackers()}:
+        raise ValueError(f"train.tracker {tracker} is not installed: pip install 'unetdiff[track]' (or wandb)")
     on_cpu = device_of(PartialState()).type == "cpu"
     AcceleratorState._reset_state()  # another run of this process may have had another precision
     accelerator = Accelerator(
@@ -59,36 +64,71 @@ def make_accelerator(precision: Precision, tracker: str, project_dir: str) -> Ac
         mixed_precision=_MIXED[precision],
         log_with=None if tracker == "none" else tracker,
         project_dir=project_dir,
-        # Group norm has no buffers to keep equal, and evaluation must not wait for other processes.
-        kwargs_handlers=[DistributedDataParallelKwargs(broadcast_buffers=False, gradient_as_bucket_view=True)],
+        kwargs_handlers=[DistributedDataParallelKwargs(gradient_as_bucket_view=True)],
     )
     if accelerator.mixed_precision != _MIXED[precision]:
         raise ValueError(f"train.precision {precision} is not available here; accelerate fell back to float32")
     return accelerator
 
 
+def together(act: Callable[[], T]) -> T:
+    """What `act` returns; where it fails in some process, the same `ValueError` in all of them, and none waits.
+
+    Every process must call this, with whatever is its own part.
+    """
+    outcome, failure = None, None
+    try:
+        outcome = act()
+    except (ValueError, OSError) as error:
+        failure = str(error) or type(error).__name__
+    failures = Agreement().collect(failure)
+    if any(failures):
+        rank = next(place for place, text in enumerate(failures) if text)
+        raise ValueError(failures[rank] if rank == 0 else f"process {rank}: {failures[rank]}")
+    return cast(T, outcome)
+
+
+def first_alone(act: Callable[[], T]) -> T:
+    """What `act` returns in the first process, in every process; its failure is everyone's."""
+    return share(together(lambda: act() if PartialState().is_main_process else None))
+
+
+kept_to_the_end: list[Any] = []
+"""What must not be destroyed before `run_command` ends the process: see there."""
+
+
 class Agreement:
-    """Small facts that all processes must agree on at every step, summed over the CPU so that no GPU waits."""
+    """Small facts that all processes must agree on, exchanged between CPUs."""
+
+    _beside: ClassVar[Any] = None  # a gloo group beside NCCL's, which exchanges what is on GPUs only
 
     def __init__(self) -> None:
-        several = dist.is_initialized() and dist.get_world_size() > 1
-        self.group = dist.new_group(backend="gloo") if several else None
+        self.several = dist.is_initialized() and dist.get_world_size() > 1
+        if self.several and dist.get_backend() != "gloo" and Agreement._beside is None:
+            Agreement._beside = dist.new_group(backend="gloo")
 
     def totals(self, *facts: int) -> list[int]:
         """The sum of each number over the processes."""
-        if self.group is None:
+        if not self.several:
             return list(facts)
         tensor = torch.tensor(facts)
-        dist.all_reduce(tensor, group=self.group)
+        dist.all_reduce(tensor, group=self._beside)
         return tensor.tolist()
 
-    def collect(self, value: Any) -> list[Any]:
+    def collect(self, value: T) -> list[T]:
         """The values of all processes, in order."""
-        if self.group is None:
+        if not self.several:
             return [value]
-        values = [None] * dist.get_world_size()
-        dist.all_gather_object(values, value, group=self.group)
+        values: list[Any] = [None] * dist.get_world_size()
+        dist.all_gather_object(values, value, group=self._beside)
         return values
+
+    @classmethod
+    def close(cls) -> None:
+        """Give the group back; a group that outlives its world can block the end of the process."""
+        if cls._beside is not None:
+            dist.destroy_process_group(cls._beside)
+            cls._beside = None
 
 
 class StopRequest:
@@ -104,12 +144,11 @@ class StopRequest:
 
 
 @contextmanager
-def catching_stop() -> Iterator[StopRequest]:
-    """Within, SIGTERM and SIGINT only leave a note, so that the step in hand can be finished and saved."""
-    request = StopRequest()
+def catching_stop(request: StopRequest) -> Iterator[None]:
+    """Within, SIGTERM and SIGINT only leave a note in `request`, so that the step in hand is finished and saved."""
     before = {number: signal.signal(number, request) for number in (signal.SIGTERM, signal.SIGINT)}
     try:
-        yield request
+        yield
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)

@@ -18,7 +18,8 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from unetdiff.config import DenoiseConfig, read_yaml, to_plain, user_errors
+from unetdiff.command import user_errors
+from unetdiff.config import DenoiseConfig, read_yaml, to_plain
 from unetdiff.figures import COLOURS, INK, MUTED, PANEL, PAPER, RULE, evenly_spaced
 from unetdiff.files import write_text
 from unetdiff.training.report_plots import (

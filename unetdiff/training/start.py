@@ -2,22 +2,35 @@
 
 from __future__ import annotations
 
+import os
 import platform
 from pathlib import Path
+from typing import Any
 
 import torch
-from accelerate import PartialState
 
 from unetdiff.config import DenoiseConfig
 from unetdiff.data.check import check_source
+from unetdiff.data.formats import DataFormat
 from unetdiff.data.loader import training_loader
 from unetdiff.data.sources import Source
+from unetdiff.files import write_text
 from unetdiff.models.unet import UNet
+from unetdiff.spec import UNetSpec
 from unetdiff.training.denoise import DenoiseTask, make_objective, network_spec
 from unetdiff.training.loop import Trainer
 from unetdiff.training.precision import PrecisionChoice, check_precision, choose_precision
-from unetdiff.training.processes import device_of, make_accelerator, share, start_processes
-from unetdiff.training.run_folder import Runtime, open_run_folder, read_runtime, versions
+from unetdiff.training.processes import device_of, first_alone, make_accelerator, start_processes, together
+from unetdiff.training.run_folder import (
+    Runtime,
+    check_same_data,
+    data_fingerprint,
+    open_run_folder,
+    read_runtime,
+    versions,
+)
+
+TIMED_BATCH = 16  # samples that decide on the precision
 
 
 def denoising_trainer(config: DenoiseConfig) -> Trainer:
@@ -29,33 +42,24 @@ def denoising_trainer(config: DenoiseConfig) -> Trainer:
     state = start_processes(config.train.processes)
     device = device_of(state)
     check_precision(config.train.precision, device)
-    training, validation = check_source(config.data, config.train.batch_size)
     _check_shares(config, state.num_processes)
-    run = Path(share(str(_first(state, lambda: open_run_folder(config)))))
     _set_determinism(config.train.deterministic)
+    training, validation = together(lambda: check_source(config.data, config.train.batch_size))
     torch.manual_seed(config.seed)
     spec = network_spec(config, training.format)
     unet = UNet(**spec.to_json())
     unet.to(device)  # pyright: ignore[reportArgumentType] # diffusers wraps `to` without its types
-    task = DenoiseTask(
-        objective=make_objective(config, training.format),
-        format=training.format,
-        spec=spec,
-        validation=validation,
-        sampling=config.sampling,
-        label_dropout=config.diffusion.label_dropout,
-        seed=config.seed,
-        validation_size=config.train.validation_size,
-        sample_count=config.train.sample_count,
-        batch_size=max(1, config.train.batch_size // state.num_processes // config.train.accumulation),
-    )
-    runtime = share(_first(state, lambda: _decide(config, run, unet, task, training, state.num_processes)))
+    task = _task(config, spec, training.format, validation, state.num_processes)
+    run = config.folder
+    first_alone(lambda: open_run_folder(config))
+    data = data_fingerprint(training, validation)
+    runtime = first_alone(lambda: read_runtime(run) or _decide(config, unet, task, training, data, state.num_processes))
+    together(lambda: check_same_data(runtime.data, data, run))
+    first_alone(lambda: _describe(run, runtime, unet))
     if config.model.gradient_checkpointing:
         unet.enable_gradient_checkpointing()
     accelerator = make_accelerator(runtime.precision, config.train.tracker, str(run))
     accelerator.init_trackers("unetdiff", config={"run": run.name, "parameters": runtime.parameters})
-    if accelerator.is_main_process:
-        (run / "plan.txt").write_text(f"{unet.plan}\n")
 
     def batches(step: int):
         return training_loader(
@@ -67,24 +71,33 @@ def denoising_trainer(config: DenoiseConfig) -> Trainer:
             rank=state.process_index,
             world_size=state.num_processes,
             micro_batches=config.train.accumulation,
+            prepare=task.prepare,
             pin_memory=device.type == "cuda",
         )
 
     return Trainer(run, unet, task, batches, config.train, config.ema, config.seed, accelerator)
 
 
-def _first(state: PartialState, act):
-    """What `act` returns in the first process, None in the others; its errors end all of them."""
-    outcome = None
-    if state.is_main_process:
-        try:
-            outcome = act()
-        except ValueError as error:
-            outcome = error
-    outcome = share(outcome)
-    if isinstance(outcome, ValueError):
-        raise outcome
-    return outcome
+def _task(config: DenoiseConfig, spec: UNetSpec, format: DataFormat, validation: Source, processes: int) -> DenoiseTask:
+    """What the network is trained to do."""
+    return DenoiseTask(
+        objective=make_objective(config, format),
+        format=format,
+        spec=spec,
+        validation=validation,
+        sampling=config.sampling,
+        label_dropout=config.diffusion.label_dropout,
+        seed=config.seed,
+        validation_size=config.train.validation_size,
+        sample_count=config.train.sample_count,
+        batch_size=max(1, config.train.batch_size // processes // config.train.accumulation),
+    )
+
+
+def _describe(run: Path, runtime: Runtime, unet: UNet) -> None:
+    """Store what the run decided, and its network as a table."""
+    runtime.write(run)
+    write_text(run / "plan.txt", f"{unet.plan}\n")
 
 
 def _check_shares(config: DenoiseConfig, processes: int) -> None:
@@ -97,33 +110,34 @@ def _check_shares(config: DenoiseConfig, processes: int) -> None:
 
 
 def _set_determinism(wanted: bool) -> None:
+    """On GPUs, have torch refuse kernels that do not repeat bit for bit."""
     if wanted and torch.cuda.is_available():
-        torch.use_deterministic_algorithms(True, warn_only=True)
+        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # read at the first matrix product
+        torch.use_deterministic_algorithms(True)
         torch.backends.cudnn.benchmark = False
 
 
-def _decide(config: DenoiseConfig, run: Path, unet: UNet, task: DenoiseTask, source: Source, processes: int) -> Runtime:
-    """What the run decides for itself: read from its folder, or decided now and stored there."""
-    earlier = read_runtime(run)
-    if earlier is not None:
-        return earlier
+def _decide(
+    config: DenoiseConfig, unet: UNet, task: DenoiseTask, source: Source, data: dict[str, Any], processes: int
+) -> Runtime:
+    """What the run decides for itself, once."""
     device = unet.device
     choice = PrecisionChoice(config.train.precision, "set by train.precision")
     if config.train.precision == "auto":
-        batch = next(iter(training_loader(source, config.data, batch_size=min(task.batch_size, 16), seed=0, workers=0)))
+        size = min(task.batch_size, TIMED_BATCH)
+        batch = next(training_loader(source, config.data, batch_size=size, seed=0, workers=0, prepare=task.prepare))
         moved = {name: tensor.to(device) for name, tensor in batch.items()}
         choice = choose_precision(unet, lambda network: task.loss(network, moved), device)
         print(f"precision {choice.precision}: {choice.reason}")
     name = torch.cuda.get_device_name() if device.type == "cuda" else platform.processor() or platform.machine()
     parameters = sum(parameter.numel() for parameter in unet.parameters())
-    runtime = Runtime(
-        choice.precision,
-        choice.reason,
-        config.train.compile,
-        f"{device.type} ({name}, {torch.get_num_threads()} threads)",
-        processes,
-        parameters,
-        versions(),
+    return Runtime(
+        precision=choice.precision,
+        precision_reason=choice.reason,
+        compile=config.train.compile,
+        device=f"{device.type} ({name}, {torch.get_num_threads()} threads)",
+        processes=processes,
+        parameters=parameters,
+        versions=versions(),
+        data=data,
     )
-    runtime.write(run)
-    return runtime
