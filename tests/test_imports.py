@@ -13,7 +13,9 @@ from tests.runs import ROOT
 
 # A module imports only from those named before it (or from its own row).
 ORDER = [
-    ["spec", "files", "progress", "command"],
+    ["typed", "files", "progress", "command"],
+    ["placement"],
+    ["spec"],
     ["presets"],
     ["diffusion.options"],
     ["config"],

@@ -10,7 +10,8 @@ import torch
 
 from unetdiff import UNet
 from unetdiff.nn.norm import FloatStatistics
-from unetdiff.spec import PLACEMENTS, Norm, NormPlacement, Site, UNetSpec, from_json
+from unetdiff.spec import PLACEMENTS, Norm, NormPlacement, Site, UNetSpec
+from unetdiff.typed import from_json
 
 
 @pytest.mark.parametrize("name", PLACEMENTS)

@@ -25,7 +25,8 @@ from unetdiff.diffusion.options import (
 )
 from unetdiff.files import write_text
 from unetdiff.presets import preset
-from unetdiff.spec import Architecture, check_at_least, check_types
+from unetdiff.spec import Architecture
+from unetdiff.typed import check_at_least, check_types
 
 Precision = Literal["auto", "float32", "bf16", "fp16"]
 SAMPLER_NAMES: tuple[str, ...] = get_args(SamplerName)

@@ -56,7 +56,7 @@ def writing(run: Path) -> bool:
     return any(run.glob("checkpoints/.tmp-*")) or any(run.glob(".tmp-*"))
 
 
-def kill_and_repeat(tmp_path: Path, *, kills: int, steps: int, processes: int, seed: int = 0) -> None:
+def check_that_kills_change_nothing(tmp_path: Path, *, kills: int, steps: int, processes: int, seed: int = 0) -> None:
     """Kill a run at `kills` moments, each followed by the same command; compare with a run left alone.
 
     Half of the moments are anywhere in a step, half while something is being written.
@@ -87,14 +87,14 @@ def kill_and_repeat(tmp_path: Path, *, kills: int, steps: int, processes: int, s
 
 
 def test_three_kills(tmp_path: Path) -> None:
-    kill_and_repeat(tmp_path, kills=3, steps=60, processes=1)
+    check_that_kills_change_nothing(tmp_path, kills=3, steps=60, processes=1)
 
 
 @pytest.mark.slow
 def test_twenty_kills(tmp_path: Path) -> None:
-    kill_and_repeat(tmp_path, kills=20, steps=200, processes=1)
+    check_that_kills_change_nothing(tmp_path, kills=20, steps=200, processes=1)
 
 
 @pytest.mark.slow
 def test_five_kills_of_two_processes(tmp_path: Path) -> None:
-    kill_and_repeat(tmp_path, kills=5, steps=200, processes=2)
+    check_that_kills_change_nothing(tmp_path, kills=5, steps=200, processes=2)

@@ -170,8 +170,7 @@ def sample_images(
     processes. Where torch.distributed is initialised every process draws its share and all return all images.
 
     Args:
-        unet: called as `unet(sample, timestep, class_labels).sample`, with a diffusers `config`: UNet or diffusers'
-            UNet2DModel.
+        unet: called as `unet(sample, timestep, class_labels).sample`: UNet or diffusers' UNet2DModel.
         scheduler: the one that the network was trained with.
         labels: a class or several, cycled over the images; without any, a network with a null class gets that.
         guidance: scale of classifier-free guidance; 1 for none.

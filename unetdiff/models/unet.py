@@ -18,7 +18,8 @@ from unetdiff.nn.dims import crop, pad_to_multiple
 from unetdiff.nn.embed import ConditionEmbedding
 from unetdiff.nn.norm import make_norm
 from unetdiff.presets import preset
-from unetdiff.spec import PaddingMode, UNetSpec, from_json
+from unetdiff.spec import PaddingMode, UNetSpec
+from unetdiff.typed import from_json
 
 
 @dataclass
