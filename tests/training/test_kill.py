@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import random
 import re
@@ -12,6 +13,7 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
+import psutil
 import pytest
 from torch.testing import assert_close
 
@@ -21,7 +23,7 @@ from unetdiff.training.checkpoint import newest_step
 
 
 def launch(words: list[str], processes: int) -> subprocess.Popen:
-    """Start training in a process group of its own, so that all of it can be killed at once."""
+    """Start training."""
     launcher = [sys.executable]
     if processes > 1:
         launcher += ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(processes), "--"]
@@ -30,9 +32,17 @@ def launch(words: list[str], processes: int) -> subprocess.Popen:
         cwd=ROOT,
         stdout=subprocess.DEVNULL,
         stderr=subprocess.DEVNULL,
-        start_new_session=True,
         env={**os.environ, "OMP_NUM_THREADS": "1"},
     )
+
+
+def kill_all(process: subprocess.Popen) -> None:
+    """kill -9 a launcher with its workers, which have process groups of their own."""
+    family = [psutil.Process(process.pid), *psutil.Process(process.pid).children(recursive=True)]
+    for member in family:
+        with contextlib.suppress(psutil.NoSuchProcess):
+            member.kill()
+    psutil.wait_procs(family[1:], timeout=30)
 
 
 def wait_for(process: subprocess.Popen, happened: Callable[[], bool], seconds: float = 120) -> None:
@@ -75,7 +85,7 @@ def check_that_kills_change_nothing(tmp_path: Path, *, kills: int, steps: int, p
         if number % 2:
             wait_for(process, lambda: writing(run))
         time.sleep(moments.uniform(0, 0.05))
-        os.killpg(process.pid, signal.SIGKILL)
+        kill_all(process)
         assert process.wait() == -signal.SIGKILL, "the run had ended by itself"
         if checkpoints(run):
             load_run(run)

@@ -55,10 +55,10 @@ def test_accumulation_changes_rounding_only(tmp_path: Path) -> None:
     assert relative_difference(left_behind(tmp_path / "whole"), left_behind(tmp_path / "parts")) < 1e-5
 
 
-@pytest.mark.parametrize("processes", [2, 4])
-def test_processes_reach_the_weights_of_one(tmp_path: Path, processes: int) -> None:
-    fit(tmp_path / "one")
-    words = command_arguments(tmp_path / "several", processes=processes)
+@pytest.mark.parametrize(("processes", "steps"), [(2, 50), (4, 6)])
+def test_processes_reach_the_weights_of_one(tmp_path: Path, processes: int, steps: int) -> None:
+    fit(tmp_path / "one", steps=steps)
+    words = command_arguments(tmp_path / "several", processes=processes, steps=steps)
     done = command("train/denoise.py", *words, processes=processes)
     assert done.returncode == 0, done.stderr
     assert relative_difference(left_behind(tmp_path / "one"), left_behind(tmp_path / "several")) < 1e-5
