@@ -58,7 +58,8 @@ def main() -> int:
         def on_step(step, total, x_t, x0):
             bar.total = total * -(-options.num // (options.batch_size * state.num_processes))
             bar.update()
-            if options.animate and bar.n <= total:  # the first batch is the one that is shown
+            # The first batch of the first process is the one that is shown; other bars do not count.
+            if options.animate and state.is_main_process and bar.n <= total:
                 frames.append(run.format.decode(x_t.clamp(-1, 1)))
 
         samples = sample_images(
