@@ -143,6 +143,18 @@ def test_folder_of_another_run_is_left_alone(words: list[str], tmp_path: Path, r
     assert (run / "config.yaml").read_text() == before
 
 
+def test_checkpoint_of_another_network_is_named_by_the_command(tmp_path: Path, run_script) -> None:
+    """Someone edits the settings of a run in its folder, and gives the same ones."""
+    run = tmp_path / "run"
+    fit(run, steps=3)
+    saved = run / "config.yaml"
+    saved.write_text(saved.read_text().replace("  - 8\n  - 8\n", "  - 8\n  - 16\n", 1))
+    code, _, errors = run_script("train/denoise.py", *command_arguments(run), "--model.channels", "[8,16]")
+    assert code == 2
+    assert "is of another network: at decoder.level0_block0" in one_sentence(errors)
+    assert (run / "checkpoints" / "step-00000003").is_dir()
+
+
 def test_folder_of_something_else_is_left_alone(tmp_path: Path, run_script) -> None:
     (tmp_path / "thesis.tex").write_text("dear to someone")
     code, _, errors = run_script("train/denoise.py", *command_arguments(tmp_path))

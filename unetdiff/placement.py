@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 
 from unetdiff.typed import check_types, from_json, plain
+
+T = TypeVar("T")
 
 NormKind = Literal["none", "group", "layer", "rms", "pixel", "instance", "batch"]
 Position = Literal["none", "pre", "post"]
@@ -44,11 +46,11 @@ class Norm:
 NONE = Norm("none")
 
 
-def _as_norm(value: Norm | str | Mapping[str, Any]) -> Norm:
-    """A norm from itself, from its kind alone, or from a JSON object."""
+def _as(kind: type[T], value: Any) -> T:
+    """A norm or a site from itself, from its first field alone (`"pixel"`, `"post"`), or from a JSON object."""
     if isinstance(value, str):
-        return Norm(value)  # pyright: ignore[reportArgumentType] # checked there
-    return value if isinstance(value, Norm) else from_json(Norm, value)
+        return kind(value)
+    return value if isinstance(value, kind) else from_json(kind, value)
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,18 +71,11 @@ class Site:
     attention: Norm | None = None
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "norm", NONE if self.pos == "none" else _as_norm(self.norm))
-        object.__setattr__(self, "main", _as_norm(self.main))
+        object.__setattr__(self, "norm", NONE if self.pos == "none" else _as(Norm, self.norm))
+        object.__setattr__(self, "main", _as(Norm, self.main))
         if self.attention is not None:
-            object.__setattr__(self, "attention", _as_norm(self.attention))
+            object.__setattr__(self, "attention", _as(Norm, self.attention))
         check_types(self)
-
-
-def _as_site(value: Site | str | Mapping[str, Any]) -> Site:
-    """A site from itself, from its position alone, or from a JSON object."""
-    if isinstance(value, str):
-        return Site(value)  # pyright: ignore[reportArgumentType] # checked there
-    return value if isinstance(value, Site) else from_json(Site, value)
 
 
 @dataclass(frozen=True, slots=True)
@@ -117,10 +112,10 @@ class NormPlacement:
     weights: Literal["plain", "standardized"] = "plain"
 
     def __post_init__(self) -> None:
-        for names, convert in ((("encoder", "decoder", "middle"), _as_site), (("input", "out", "skip_norm"), _as_norm)):
+        for names, kind in ((("encoder", "decoder", "middle"), Site), (("input", "out", "skip_norm"), Norm)):
             for name in names:
                 if getattr(self, name) is not None:
-                    object.__setattr__(self, name, convert(getattr(self, name)))
+                    object.__setattr__(self, name, _as(kind, getattr(self, name)))
         object.__setattr__(self, "zero_init", frozenset(self.zero_init))
         check_types(self)
         sites = (self.encoder, self.decoder, self.site("middle"))

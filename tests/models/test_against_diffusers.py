@@ -125,5 +125,8 @@ def test_same_weights_give_the_same_output_and_gradients(
     for output in (expected, actual):
         (output * torch.linspace(-1, 1, output.numel()).view_as(output)).sum().backward()
     gradients = translate({name: entry.grad for name, entry in theirs.named_parameters()}, padding == 0)
+    assert {name for name, _ in ours.named_parameters()} == set(gradients)
+    difference = torch.cat([(entry.grad - gradients[name]).flatten() for name, entry in ours.named_parameters()])
+    assert difference.norm() / torch.cat([entry.flatten() for entry in gradients.values()]).norm() < 1e-5
     for name, parameter in ours.named_parameters():
         assert_close(parameter.grad, gradients[name], rtol=1e-3, atol=1e-4 * float(gradients[name].abs().max()))
