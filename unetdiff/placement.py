@@ -49,7 +49,7 @@ NONE = Norm("none")
 def _as(kind: type[T], value: Any) -> T:
     """A norm or a site from itself, from its first field alone (`"pixel"`, `"post"`), or from a JSON object."""
     if isinstance(value, str):
-        return kind(value)
+        return kind(value)  # pyright: ignore[reportCallIssue] # both have defaults
     return value if isinstance(value, kind) else from_json(kind, value)
 
 
