@@ -58,14 +58,14 @@ def test_side_without_norms_has_none_whatever_else_is_said() -> None:
 
 def test_attention_is_per_level_or_per_block() -> None:
     spec = UNetSpec(channels=[8, 16], blocks=1, attention=True, decoder_attention=[False, [False, True]])
-    assert [level.attention for level in spec.levels("decoder", 2)] == [(False, False), (False, True)]
+    assert [level.heads for level in spec.levels("decoder", 2)] == [(0, 0), (0, 1)]
 
 
 def test_decoder_has_one_block_more_unless_told() -> None:
     spec = UNetSpec(channels=[8, 16], blocks=[1, 3])
-    assert [len(level.attention) for level in spec.levels("decoder", 2)] == [2, 4]
+    assert [len(level.heads) for level in spec.levels("decoder", 2)] == [2, 4]
     spec = UNetSpec(channels=[8, 16], blocks=[1, 3], decoder_blocks=1, decoder_attention=[True, False])
-    assert [level.attention for level in spec.levels("decoder", 2)] == [(True,), (False,)]
+    assert [level.heads for level in spec.levels("decoder", 2)] == [(1,), (0,)]
 
 
 REFUSED = {

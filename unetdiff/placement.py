@@ -13,6 +13,7 @@ T = TypeVar("T")
 NormKind = Literal["none", "group", "layer", "rms", "pixel", "instance", "batch"]
 Position = Literal["none", "pre", "post"]
 Part = Literal["branch", "attention", "out"]
+Weights = Literal["plain", "standardized", "mp_forced"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -24,7 +25,7 @@ class Norm:
         `batch` (mixes timesteps and samples, so it suits neither diffusion nor exact resume; `make_norm` warns).
     groups: upper limit on the number of groups; where it does not divide the channels, the largest divisor that
         leaves `min_group_channels` channels per group is taken.
-    eps: added to the variance (mean square for `rms`, `pixel`).
+    eps: added to the variance (`rms`: to the mean square; `pixel`: to the root mean square, as EDM2).
     affine: learned scale; center: learned shift beside it (`rms` and `pixel` never have one).
     fp32_stats: statistics in float32 whatever the autocast.
     """
@@ -86,11 +87,16 @@ class NormPlacement:
     out: before the output convolution. skip: a norm on the main path where encoder meets decoder, on each source
     (`before_concat`) or on their concatenation (`after_concat`), of kind `skip_norm` (None: the decoder's).
     concat: `plain`, or `mp` (EDM2, Karras et al. 2024, Eq. 103) with balance `concat_t`. skip_scale: a factor on
-    the skip, or `learned` (one per skip). residual: `sum`, `sqrt_half` (divided by sqrt 2; Song et al. 2021), or
-    `mp` (EDM2, Eq. 88) with balance `residual_t`. attention: norm before self-attention; qk: norm of queries and
-    keys. time: how the embedding enters a block: `add` (Ho et al. 2020), `scale_shift` (Dhariwal & Nichol 2021),
-    `scale`, or `none`. zero_init: which outputs start at zero: the residual `branch`, `attention`, the `out`
-    convolution. weights: `plain`, or `standardized` (Qiao et al. 2019; the convolutions of blocks and strides).
+    the skip, or `learned` (one per skip). residual: `sum`, `sqrt_half` (divided by sqrt 2; Song et al. 2021), `mp`
+    (EDM2, Eq. 88) with balance `residual_t` (after self-attention `attention_t`; None: the same), or `off`: blocks
+    without shortcuts (Ronneberger et al. 2015; self-attention keeps its sum). attention: norm before
+    self-attention; qk: norm of queries and keys (`rms_values`: `rms`, of the values as well; EDM2). time: how the
+    embedding enters a block: `add` (Ho et al. 2020), `scale_shift` (Dhariwal & Nichol 2021), `scale`, or `none`.
+    zero_init: which outputs start at zero: the residual `branch`, `attention`, the `out` convolution. weights:
+    `plain`; `standardized` (Qiao et al. 2019; the convolutions of blocks and strides); or `mp_forced`, EDM2's
+    magnitude-preserving layers: unit-norm filters without biases, kept at unit norm while training, activations
+    divided by their root mean square, a constant channel beside the input, and learned scalar gains that start at
+    zero on the output and on what the embedding says. clip: bound on the values of the residual stream.
     """
 
     encoder: Site = field(default_factory=Site)
@@ -103,13 +109,15 @@ class NormPlacement:
     concat: Literal["plain", "mp"] = "plain"
     concat_t: float = 0.5
     skip_scale: float | Literal["learned"] = 1.0
-    residual: Literal["sum", "sqrt_half", "mp"] = "sum"
+    residual: Literal["sum", "sqrt_half", "mp", "off"] = "sum"
     residual_t: float = 0.3
+    attention_t: float | None = None
     attention: Literal["none", "pre"] = "pre"
-    qk: Literal["none", "rms", "l2"] = "none"
+    qk: Literal["none", "rms", "rms_values", "l2"] = "none"
     time: Literal["none", "add", "scale_shift", "scale"] = "scale_shift"
     zero_init: frozenset[Part] = frozenset({"branch", "attention", "out"})
-    weights: Literal["plain", "standardized"] = "plain"
+    weights: Weights = "plain"
+    clip: float | None = None
 
     def __post_init__(self) -> None:
         for names, kind in ((("encoder", "decoder", "middle"), Site), (("input", "out", "skip_norm"), Norm)):
@@ -124,6 +132,12 @@ class NormPlacement:
             raise ValueError(
                 "zero_init 'branch' with pos 'post' sets the scale of the last norm to zero: it needs affine"
             )
+        if self.residual == "off" and "branch" in self.zero_init:
+            raise ValueError("zero_init 'branch' with residual 'off' would silence the network: leave 'branch' out")
+        if self.weights == "mp_forced" and self.zero_init:
+            raise ValueError("weights 'mp_forced' have no size that could start at zero: expected zero_init []")
+        if self.clip is not None and self.clip <= 0:
+            raise ValueError(f"clip is {self.clip}; expected a positive bound")
 
     @classmethod
     def of(cls, value: str | NormPlacement | Mapping[str, Any]) -> NormPlacement:
@@ -153,12 +167,45 @@ class NormPlacement:
 
 
 _DDPM_SITE = Site("pre", Norm("group", eps=1e-6))
+_INSTANCE = Site("post", Norm("instance"))
+_BARE = Site("post", NONE)
+_PLUS_PLUS = NormPlacement(
+    encoder=_DDPM_SITE, decoder=_DDPM_SITE, out=_DDPM_SITE.norm, residual="sqrt_half", time="add"
+)
 
 PLACEMENTS: dict[str, NormPlacement] = {
     # Ho et al. 2020: group norm before every convolution, the timestep added between the two.
     "ddpm": NormPlacement(encoder=_DDPM_SITE, decoder=_DDPM_SITE, out=_DDPM_SITE.norm, time="add"),
     # Dhariwal & Nichol 2021: the timestep scales and shifts the second norm.
     "adm": NormPlacement(time="scale_shift"),
+    # Song et al. 2021: DDPM's norms, residual sums divided by sqrt 2. The two networks differ elsewhere (embedding,
+    # resampling filter, input pyramid).
+    "ncsnpp": _PLUS_PLUS,
+    "ddpmpp": _PLUS_PLUS,
+    # Karras et al. 2024, configuration G: no norm but the pixel norm on the encoder's stream; magnitudes are kept
+    # by the weights, the sums and the concatenation.
+    "edm2": NormPlacement(
+        encoder=Site("none", main=Norm("pixel", eps=1e-4, affine=False)),
+        decoder=Site("none"),
+        middle=Site("none"),
+        out=NONE,
+        concat="mp",
+        residual="mp",
+        attention="none",
+        qk="rms_values",
+        time="scale",
+        zero_init=frozenset(),
+        weights="mp_forced",
+        clip=256.0,
+    ),
+    # Isensee et al. 2021: convolution, instance norm, leaky ReLU; no shortcuts.
+    "nnunet": NormPlacement(
+        encoder=_INSTANCE, decoder=_INSTANCE, out=NONE, residual="off", time="add", zero_init=frozenset()
+    ),
+    # Ronneberger et al. 2015: convolution and ReLU; no norm anywhere, no shortcuts.
+    "unet2015": NormPlacement(
+        encoder=_BARE, decoder=_BARE, out=NONE, residual="off", time="add", zero_init=frozenset()
+    ),
 }
 
 

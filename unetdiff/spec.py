@@ -6,8 +6,9 @@ adds what the data decides. `Norm`, `Site` and `NormPlacement` say what is norma
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, Literal
 
 from unetdiff.placement import NONE, PLACEMENTS, Norm, NormPlacement, Site
@@ -15,24 +16,29 @@ from unetdiff.typed import check_at_least, check_types, fits, plain
 
 __all__ = ["NONE", "PLACEMENTS", "Architecture", "LevelSpec", "Norm", "NormPlacement", "Site", "UNetSpec"]
 
-DownKind = Literal["strided", "strided_asymmetric", "max_pool", "average_pool", "residual"]
-UpKind = Literal["nearest", "transposed", "residual"]
+DownKind = Literal["strided", "strided_asymmetric", "max_pool", "average_pool", "residual", "block"]
+UpKind = Literal["nearest", "repeat", "transposed", "residual"]
 PaddingMode = Literal["zeros", "reflect", "replicate", "circular"]
 Activation = Literal["silu", "gelu", "relu", "leaky_relu"]
-TimeEmbedding = Literal["sinusoidal", "fourier", "none"]
+TimeEmbedding = Literal["sinusoidal", "fourier", "fourier_phase", "none"]
+TimeInput = Literal["timestep", "thousandth", "log"]
+PerLevel = int | Sequence[int]
+Flags = bool | Sequence[bool | Sequence[bool]]
 
 
 @dataclass(frozen=True, slots=True)
 class LevelSpec:
     """One resolution of one side of the U.
 
-    channels: width of its blocks. attention: one entry per block, whether self-attention follows it (its length
-    is the number of blocks). stride: per axis, the factor between this level and the next coarser one.
+    channels: width of its blocks. heads: attention heads of each block (0: no self-attention follows it); its length
+    is the number of blocks. stride: per axis, the factor between this level and the next coarser one; resampling:
+    how that step is taken, on this side ("": the coarsest level, which takes none).
     """
 
     channels: int
-    attention: tuple[bool, ...]
+    heads: tuple[int, ...]
     stride: tuple[int, ...] = (2, 2)
+    resampling: str = ""
 
 
 def _per_level(name: str, value: Any, levels: int) -> tuple[Any, ...]:
@@ -45,6 +51,14 @@ def _per_level(name: str, value: Any, levels: int) -> tuple[Any, ...]:
     return tuple(value)
 
 
+def _per_transition(name: str, value: str | Sequence[str], levels: int) -> tuple[str, ...]:
+    """How each step between two levels is taken: one word for all, or one per step; none at the coarsest level."""
+    words = (value,) * (levels - 1) if isinstance(value, str) else tuple(value)
+    if len(words) != levels - 1:
+        raise ValueError(f"{name} has {len(words)} entries; expected one word, or {levels - 1}: one per transition")
+    return (*words, "")
+
+
 def _per_block(attention: bool | Sequence[bool], blocks: int, side: str) -> tuple[bool, ...]:
     """One entry per block of a level."""
     entries = (attention,) * blocks if isinstance(attention, bool) else tuple(attention)
@@ -53,51 +67,98 @@ def _per_block(attention: bool | Sequence[bool], blocks: int, side: str) -> tupl
     return entries
 
 
+def _head_count(heads: int, head_channels: int | None, channels: int) -> int:
+    """Attention heads at a width; `ValueError` where the width does not divide."""
+    count = heads if head_channels is None else channels // max(head_channels, 1)
+    if count < 1 or channels % count or (head_channels is not None and channels % head_channels):
+        asked = f"attention_heads {heads}" if head_channels is None else f"attention_head_channels {head_channels}"
+        raise ValueError(f"channels {channels} do not divide into {asked}")
+    return count
+
+
 @dataclass(frozen=True, kw_only=True)
 class Architecture:
     """What a researcher chooses about a `UNet`; nothing here depends on the data.
 
     Args:
         channels: width of each level, fine to coarse.
+        stem_channels: width of the first convolution; None: the first level's; 0: there is none, and the first
+            block reads the input.
+        head_kernel: width of the output convolution, 3 or 1.
         blocks: residual blocks per encoder level: one number, or one per level.
-        decoder_blocks: the same for the decoder; None: one more than the encoder's, so that every saved feature
-            has a taker (Ho et al. 2020).
+        decoder_blocks: the same for the decoder, where 0 is a level without blocks; None: one more than the
+            encoder's, so that every saved feature has a taker (Ho et al. 2020).
+        middle: two more blocks between encoder and decoder, at the coarsest level.
         attention: whether each level attends: one value, or one per level, or a list per level with one per block.
         decoder_attention: the same for the decoder alone; None: as the encoder.
-        middle_attention: attention between the two blocks at the coarsest level.
-        attention_heads: heads per attention layer.
-        attention_head_channels: width of a head, instead of their number.
+        middle_attention: attention between the two blocks of the middle.
+        attention_heads: heads per attention layer: one number, or one per level.
+        attention_head_channels: width of a head, instead of their number; one number, or one per level.
+        decoder_attention_heads: heads in the decoder alone: one number, or one per level; None: as the encoder.
         strides: resampling factor from each level to the next: one number for all, one per transition, or one
             list per transition with a factor per axis (anisotropic volumes).
         downsample: `strided` convolution, `strided_asymmetric` (padded after the end only, as TensorFlow's SAME
-            in the DDPM network), `max_pool`, `average_pool`, or `residual` (inside a residual block, as ADM).
-        upsample: `nearest` and a convolution, `transposed` convolution, or `residual`.
-        time_embedding: `sinusoidal` (Vaswani et al. 2017), `fourier` (Tancik et al. 2020), or `none`: the network
-            then owns no time parameters and refuses a timestep.
+            in the DDPM network), `max_pool`, `average_pool`, `residual` (inside a residual block of its own, as
+            ADM), or `block` (by the first convolution of the next level, as nnU-Net). One word, or one per
+            transition.
+        upsample: `nearest` and a convolution, `repeat` (nearest alone), `transposed` convolution, or `residual`.
+            One word, or one per transition.
+        up_channels: whether a step up keeps the width (`same`) or leaves with that of the level it enters
+            (`next`: the up-convolution of Ronneberger et al. 2015).
+        resample_filter: the filter of `residual` steps along one axis, such as [1, 3, 3, 1] (Song et al. 2021);
+            None: mean and repetition over the stride. Needs strides of 1 or 2.
+        resample_shortcut: `conv`: blocks that resample have a 1x1 convolution on their shortcut although no width
+            changes (Karras et al. 2022); `identity`: they have none.
+        input_pyramid: the input, convolved and brought down level by level, joins the encoder's stream after each
+            step down (the residual input of NCSN++, Song et al. 2021).
+        time_embedding: `sinusoidal` (Vaswani et al. 2017), `fourier` (Tancik et al. 2020), `fourier_phase` (random
+            phases as well; Karras et al. 2024), or `none`: the network then owns no time parameters and refuses a
+            timestep.
+        time_input: what is embedded: the `timestep` itself, a `thousandth` of it, or its `log`arithm; None: the
+            timestep for sinusoids, a thousandth for Fourier features.
+        wave_channels: width of the sinusoids or Fourier features; None: the first level's.
         time_channels: width of the embedding; None: 4 times the first level's.
         frequency_shift: layout of the sinusoid: 1 is DDPM's, 0 is ADM's.
-        sin_first: layout of the sinusoid: sines before cosines as DDPM, or after them as ADM.
-        norm: a placement's name (`ddpm`, `adm`) or the fields of a `NormPlacement`.
+        sin_first: layout of the waves: sines before cosines as DDPM, or after them as ADM.
+        label_entry: where a class label's vector is added: to the `embedding` (Dhariwal & Nichol 2021), or to the
+            `waves` before its layers (Karras et al. 2022, DDPM++).
+        label_balance: share of the label in the magnitude-preserving sum (weights `mp_forced`; Karras et al. 2024).
+        divide_by_timestep: the output is divided by the timestep, as the score networks of Song et al. 2021 do by
+            their noise level.
+        norm: a placement's name (`ddpm`, `adm`, `edm2`, ...) or the fields of a `NormPlacement`.
         activation: the nonlinearity throughout.
         dropout: probability, before the second convolution of each residual block.
         padding_mode: how an input whose size the strides do not divide is padded inside (and cropped after).
     """
 
     channels: Sequence[int] = (64, 128, 256)
-    blocks: int | Sequence[int] = 2
-    decoder_blocks: int | Sequence[int] | None = None
-    attention: bool | Sequence[bool | Sequence[bool]] = False
-    decoder_attention: bool | Sequence[bool | Sequence[bool]] | None = None
+    stem_channels: int | None = None
+    head_kernel: Literal[1, 3] = 3
+    blocks: PerLevel = 2
+    decoder_blocks: PerLevel | None = None
+    middle: bool = True
+    attention: Flags = False
+    decoder_attention: Flags | None = None
     middle_attention: bool = True
-    attention_heads: int = 1
-    attention_head_channels: int | None = None
+    attention_heads: PerLevel = 1
+    attention_head_channels: PerLevel | None = None
+    decoder_attention_heads: PerLevel | None = None
     strides: int | Sequence[int | Sequence[int]] = 2
-    downsample: DownKind = "strided"
-    upsample: UpKind = "nearest"
+    downsample: DownKind | Sequence[DownKind] = "strided"
+    upsample: UpKind | Sequence[UpKind] = "nearest"
+    up_channels: Literal["same", "next"] = "same"
+    resample_filter: Sequence[int] | None = None
+    resample_shortcut: Literal["identity", "conv"] = "identity"
+    input_pyramid: bool = False
     time_embedding: TimeEmbedding = "sinusoidal"
+    time_input: TimeInput | None = None
+    wave_channels: int | None = None
     time_channels: int | None = None
     frequency_shift: int = 0
     sin_first: bool = False
+    label_entry: Literal["embedding", "waves"] = "embedding"
+    label_balance: float = 0.5
+    divide_by_timestep: bool = False
     norm: str | dict[str, Any] = "ddpm"
     activation: Activation = "silu"
     dropout: float = 0.0
@@ -109,51 +170,94 @@ class Architecture:
             raise ValueError(
                 f"channels is {list(self.channels)}; expected one positive width per level, fine to coarse"
             )
-        check_at_least(self, 1, "attention_heads", "attention_head_channels", "time_channels")
-        if not 0 <= self.frequency_shift < max(self.channels[0] // 2, 2):
+        check_at_least(self, 0, "stem_channels")
+        check_at_least(self, 1, "wave_channels", "time_channels")
+        for name in ("attention_heads", "attention_head_channels", "decoder_attention_heads"):
+            held = getattr(self, name)
+            if held is not None and min([held] if isinstance(held, int) else held) < 1:
+                raise ValueError(f"{name} is {held}; expected at least 1")
+        if not 0 <= self.frequency_shift < max(self.waves // 2, 2):
             raise ValueError(f"frequency_shift is {self.frequency_shift}; expected 0 or 1")
         if not 0 <= self.dropout < 1:
             raise ValueError(f"dropout is {self.dropout}; expected 0 <= dropout < 1")
         per_axis = [] if isinstance(self.strides, int) else [row for row in self.strides if not isinstance(row, int)]
         dims = len(per_axis[0]) if per_axis else 2
         for side in ("encoder", "decoder"):
-            for level in self.levels(side, dims):
-                if any(level.attention):
-                    self.heads_at(level.channels)
-        if self.middle_attention:
-            self.heads_at(self.channels[-1])
-        NormPlacement.of(self.norm)
+            self.levels(side, dims)
+        self.middle_heads  # noqa: B018 # checks that the width divides
+        self._check_resampling(dims)
+        self._check_placement()
+
+    def _check_resampling(self, dims: int) -> None:
+        """Whether the ways between levels fit together."""
+        strides = self.stride_tuples(dims)
+        if self.resample_filter is not None:
+            if len(self.resample_filter) < 2 or len(self.resample_filter) % 2 or sum(self.resample_filter) <= 0:
+                raise ValueError(f"resample_filter is {list(self.resample_filter)}; expected an even number of taps")
+            if any(factor > 2 for row in strides for factor in row):
+                raise ValueError(f"resample_filter needs strides of 1 or 2; strides are {self.strides}")
+        downs = _per_transition("downsample", self.downsample, len(self.channels))
+        if self.input_pyramid and "block" in downs:
+            raise ValueError("input_pyramid joins after a step down; downsample 'block' has no such step")
+        ups = _per_transition("upsample", self.upsample, len(self.channels))
+        if self.up_channels == "next" and "repeat" in ups:
+            raise ValueError("up_channels is 'next', but upsample 'repeat' learns nothing and keeps the width")
+
+    def _check_placement(self) -> None:
+        """Whether the placement and the parts around it fit together."""
+        placement = NormPlacement.of(self.norm)
+        if placement.weights == "mp_forced":
+            if placement.time not in ("none", "scale"):
+                raise ValueError(f"norm.time is {placement.time!r}; weights 'mp_forced' have no biases: expected scale")
+            if self.stem_channels == 0:
+                raise ValueError("stem_channels is 0; weights 'mp_forced' need a stem, which adds the constant channel")
+            if self.label_entry == "waves":
+                raise ValueError("label_entry is 'waves'; weights 'mp_forced' add labels to the embedding")
 
     @property
     def placement(self) -> NormPlacement:
         """`norm` as a typed value."""
         return NormPlacement.of(self.norm)
 
-    def heads_at(self, channels: int) -> int:
-        """Attention heads at a width; `ValueError` where the width does not divide."""
-        width = self.attention_head_channels
-        heads = self.attention_heads if width is None else channels // width
-        if heads < 1 or channels % heads or (width is not None and channels % width):
-            asked = f"attention_heads {self.attention_heads}" if width is None else f"attention_head_channels {width}"
-            raise ValueError(f"channels {channels} do not divide into {asked}")
-        return heads
+    @property
+    def waves(self) -> int:
+        """Width of the sinusoids or Fourier features."""
+        return self.wave_channels or self.channels[0]
+
+    @property
+    def middle_heads(self) -> int:
+        """Attention heads in the middle: as the encoder's coarsest level (0: no attention)."""
+        return self._heads("encoder")[-1](self.channels[-1]) if self.middle and self.middle_attention else 0
+
+    def _heads(self, side: Literal["encoder", "decoder"]) -> list[Callable[[int], int]]:
+        """For each level, the number of heads at a width; calling it is a `ValueError` where the width does not fit."""
+        count = len(self.channels)
+        given = self.decoder_attention_heads if side == "decoder" else None
+        heads = _per_level("attention_heads", self.attention_heads if given is None else given, count)
+        widths = _per_level("attention_head_channels", self.attention_head_channels if given is None else None, count)
+        return [partial(_head_count, number, width) for number, width in zip(heads, widths, strict=True)]
 
     def levels(self, side: Literal["encoder", "decoder"], dims: int) -> tuple[LevelSpec, ...]:
         """One side of the U as `LevelSpec` values, fine to coarse, in `dims` dimensions."""
         count = len(self.channels)
         blocks = _per_level("blocks", self.blocks, count)
         attention = _per_level("attention", self.attention, count)
+        resampling = _per_transition("downsample", self.downsample, count)
         if side == "decoder":
             extra = [entry + 1 for entry in blocks]
             given = self.decoder_blocks
             blocks = _per_level("decoder_blocks", extra if given is None else given, count)
+            resampling = _per_transition("upsample", self.upsample, count)
             if self.decoder_attention is not None:
                 attention = _per_level("decoder_attention", self.decoder_attention, count)
-        if min(blocks) < 1:
-            raise ValueError(f"{side} blocks are {list(blocks)}; expected at least 1 per level")
+        if min(blocks) < (side == "encoder"):
+            raise ValueError(f"{side} blocks are {list(blocks)}; expected at least {int(side == 'encoder')} per level")
         strides = (*self.stride_tuples(dims), (1,) * dims)
-        rows = zip(self.channels, blocks, attention, strides, strict=True)
-        return tuple(LevelSpec(width, _per_block(on, number, side), stride) for width, number, on, stride in rows)
+        rows = zip(self.channels, blocks, attention, self._heads(side), strides, resampling, strict=True)
+        return tuple(
+            LevelSpec(width, tuple(heads(width) if on else 0 for on in _per_block(flags, number, side)), stride, how)
+            for width, number, flags, heads, stride, how in rows
+        )
 
     def stride_tuples(self, dims: int) -> tuple[tuple[int, ...], ...]:
         """`strides` with one factor per axis, one row per transition between levels."""
@@ -234,6 +338,9 @@ class UNetSpec(Architecture):
         """Whether what conditions the network reaches it."""
         if self.null_class and self.num_classes is None:
             raise ValueError("null_class needs num_classes")
+        if self.time_embedding == "none" and (self.divide_by_timestep or self.label_entry == "waves"):
+            setting = "divide_by_timestep" if self.divide_by_timestep else "label_entry 'waves'"
+            raise ValueError(f"{setting} needs a time embedding; time_embedding is none")
         if self.num_classes is not None and self.time_embedding == "none" and self.time_channels is None:
             raise ValueError("num_classes without a time embedding needs time_channels: the width of its embedding")
         if self.embedding_channels is not None and self.placement.time == "none":

@@ -12,8 +12,9 @@ from torch.testing import assert_close
 from tests.networks import redraw
 from unetdiff.nn.attention import SelfAttention, normalize_heads
 from unetdiff.nn.blocks import BLOCKS, PostNormBlock, PreNormBlock
-from unetdiff.nn.dims import conv, crop, pad_to_multiple, zero_
+from unetdiff.nn.dims import crop, pad_to_multiple
 from unetdiff.nn.embed import ConditionedNorm, ConditionEmbedding, SinusoidalEmbedding
+from unetdiff.nn.layers import conv, zero_
 from unetdiff.nn.norm import make_norm
 from unetdiff.nn.resample import AsymmetricStridedConv, Nearest
 from unetdiff.nn.residual import merge_residual, mp_sum
@@ -75,7 +76,7 @@ def test_embedding_enters_a_norm_as_its_formula_says(mode: str) -> None:
 
 QK = {
     "none": lambda x: x,
-    "rms": lambda x: x / x.square().mean(-1, keepdim=True).sqrt(),
+    "rms": lambda x: x / (x.square().mean(-1, keepdim=True).sqrt() + 1e-4),
     "l2": lambda x: x / x.norm(dim=-1, keepdim=True),
 }
 

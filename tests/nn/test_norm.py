@@ -7,7 +7,7 @@ import torch
 from torch import nn
 from torch.testing import assert_close
 
-from unetdiff.nn.dims import standardize_weight
+from unetdiff.nn.layers import standardize_weight
 from unetdiff.nn.norm import GroupNorm, group_count, make_norm
 from unetdiff.spec import Norm
 

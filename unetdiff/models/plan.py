@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Literal
+from typing import Any, Literal
 
 from unetdiff.spec import LevelSpec, NormPlacement, UNetSpec
 
@@ -19,7 +19,8 @@ class Step:
 
     name: its key in the state dict. level: 0 is the finest. in_channels: before the skip. skip: channels of the
     saved feature that this step takes (0: none). heads: attention heads (0: no attention after the block).
-    saves: whether its output is kept for the decoder. stride: per axis, for `down` and `up`; resampling: how.
+    saves: whether its output is kept for the decoder. stream: channels of the input pyramid that it reads (0: none).
+    stride: per axis, for steps that change the resolution; resampling: how ("": not at all).
     parameters: how many numbers it learns; operations: multiplications and additions for one sample (filled in
     by `UNet.plan`).
     """
@@ -33,6 +34,7 @@ class Step:
     skip: int = 0
     heads: int = 0
     saves: bool = False
+    stream: int = 0
     stride: tuple[int, ...] = ()
     resampling: str = ""
     parameters: int = 0
@@ -45,6 +47,7 @@ class Plan:
 
     steps: tuple[Step, ...]
     placement: NormPlacement
+    dims: int = 2
     embedding_parameters: int = 0
     size: tuple[int, ...] = ()
 
@@ -55,9 +58,8 @@ class Plan:
     @property
     def multiple(self) -> tuple[int, ...]:
         """Per axis, what the input's size must be a multiple of: the product of all strides."""
-        strides = [step.stride for step in self.steps if step.kind == "down"]
-        dims = len(self.steps[0].stride)
-        return tuple(math.prod(stride[axis] for stride in strides) for axis in range(dims))
+        strides = [step.stride for step in self.side("encoder") if step.resampling]
+        return tuple(math.prod(stride[axis] for stride in strides) for axis in range(self.dims))
 
     @property
     def features(self) -> tuple[Step, ...]:
@@ -71,38 +73,46 @@ class Plan:
 def make_plan(spec: UNetSpec) -> Plan:
     """The plan of the network that `spec` describes."""
     encoder = _encoder(spec, spec.levels("encoder", spec.dims))
-    middle = _middle(spec)
     decoder = _decoder(spec, spec.levels("decoder", spec.dims), encoder)
-    width = decoder[-1].out_channels
+    width = next((step.out_channels for step in reversed(decoder)), encoder[-1].out_channels)
     heads = [Step(name, "head", "head", 0, width, channels) for name, channels in spec.outputs.items()]
     taken = {step.skip_from for step in decoder}
-    kept = [replace(step, saves=step.name in taken) for step in encoder]
+    # The decoder starts from the last feature, whether or not a step takes it again.
+    kept = [replace(step, saves=step.name in taken or step is encoder[-1]) for step in encoder]
     plain = [step.step for step in decoder]
-    return Plan((*kept, *middle, *plain, *heads), spec.placement)
+    return Plan((*kept, *_middle(spec), *plain, *heads), spec.placement, spec.dims)
 
 
 def _encoder(spec: UNetSpec, levels: Sequence[LevelSpec]) -> list[Step]:
     """Stem, then the blocks of each level with a step down between levels."""
-    width = levels[0].channels
-    steps = [Step("stem", "encoder", "stem", 0, spec.in_channels, width, stride=(1,) * spec.dims)]
+    width = spec.in_channels if spec.stem_channels == 0 else spec.stem_channels or levels[0].channels
+    steps = [Step("stem", "encoder", "stem", 0, spec.in_channels, width)] if spec.stem_channels != 0 else []
+    stream: int = spec.in_channels
+    entry: dict[str, Any] = {}
     for number, level in enumerate(levels):
-        for block, attends in enumerate(level.attention):
-            heads = spec.heads_at(level.channels) if attends else 0
+        for block, heads in enumerate(level.heads):
             name = f"level{number}_block{block}"
-            steps.append(Step(name, "encoder", "block", number, width, level.channels, heads=heads))
-            width = level.channels
-        if number + 1 < len(levels):
-            how = {"stride": level.stride, "resampling": spec.downsample}
-            steps.append(Step(f"level{number}_down", "encoder", "down", number + 1, width, width, **how))
+            steps.append(Step(name, "encoder", "block", number, width, level.channels, heads=heads, **entry))
+            width, entry = level.channels, {}
+        how: dict[str, Any] = {"stride": level.stride, "resampling": level.resampling}
+        if level.resampling == "block":
+            entry = how
+        elif level.resampling:
+            stream_read = stream if spec.input_pyramid else 0
+            steps.append(
+                Step(f"level{number}_down", "encoder", "down", number + 1, width, width, stream=stream_read, **how)
+            )
+            stream = width
     return steps
 
 
 def _middle(spec: UNetSpec) -> list[Step]:
     """Block, attention, block at the coarsest level."""
     width, last = spec.channels[-1], len(spec.channels) - 1
-    heads = spec.heads_at(width) if spec.middle_attention else 0
+    if not spec.middle:
+        return []
     return [
-        Step("middle_block0", "middle", "block", last, width, width, heads=heads),
+        Step("middle_block0", "middle", "block", last, width, width, heads=spec.middle_heads),
         Step("middle_block1", "middle", "block", last, width, width),
     ]
 
@@ -130,17 +140,19 @@ def _decoder(spec: UNetSpec, levels: Sequence[LevelSpec], encoder: Sequence[Step
     for number in reversed(range(len(levels))):
         level = levels[number]
         sources = [step for step in encoder if step.level == number]
-        for block, attends in enumerate(level.attention):
+        for block, heads in enumerate(level.heads):
             source = sources.pop() if sources else None
             skip = source.out_channels if source else 0
-            heads = spec.heads_at(level.channels) if attends else 0
             name = f"level{number}_block{block}"
             step = Step(name, "decoder", "block", number, width, level.channels, skip=skip, heads=heads)
             steps.append(_Taking(step, source.name if source else None))
             width = level.channels
         if number:
-            how = {"stride": levels[number - 1].stride, "resampling": spec.upsample}
-            steps.append(_Taking(Step(f"level{number}_up", "decoder", "up", number - 1, width, width, **how)))
+            finer = levels[number - 1]
+            after = finer.channels if spec.up_channels == "next" else width
+            how = {"stride": finer.stride, "resampling": finer.resampling}
+            steps.append(_Taking(Step(f"level{number}_up", "decoder", "up", number - 1, width, after, **how)))
+            width = after
     return steps
 
 

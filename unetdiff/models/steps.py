@@ -2,19 +2,27 @@
 
 from __future__ import annotations
 
+import torch
 from torch import Tensor, nn
 
 from unetdiff.models.plan import Step
+from unetdiff.nn.activation import make_activation
 from unetdiff.nn.attention import SelfAttention
-from unetdiff.nn.blocks import ACTIVATIONS, BLOCKS, ResidualBlock
-from unetdiff.nn.dims import conv, zero_
+from unetdiff.nn.blocks import BLOCKS, ResidualBlock
+from unetdiff.nn.layers import conv, zero_
 from unetdiff.nn.norm import make_norm
-from unetdiff.nn.resample import DOWN, UP, Nearest, average_pool
+from unetdiff.nn.resample import DOWN, UP, PyramidDown, resample_down, resample_up
+from unetdiff.nn.residual import merge_attention
 from unetdiff.nn.skips import ConcatSkip
 from unetdiff.spec import Site, UNetSpec
 
 
-def _residual_block(spec: UNetSpec, step: Step, resample: nn.Module | None = None) -> ResidualBlock:
+def _site(spec: UNetSpec, step: Step) -> Site:
+    assert step.side != "head"
+    return spec.placement.site(step.side)
+
+
+def _residual_block(spec: UNetSpec, step: Step, resample: nn.Module | None) -> ResidualBlock:
     site = _site(spec, step)
     return BLOCKS[site.pos](
         step.in_channels + step.skip,
@@ -26,30 +34,29 @@ def _residual_block(spec: UNetSpec, step: Step, resample: nn.Module | None = Non
         activation=spec.activation,
         dropout=spec.dropout,
         resample=resample,
+        stride=step.stride if step.resampling == "block" else (),
+        shortcut_conv=resample is not None and spec.resample_shortcut == "conv",
     )
 
 
-def _site(spec: UNetSpec, step: Step) -> Site:
-    assert step.side != "head"
-    return spec.placement.site(step.side)
-
-
 class BlockStep(nn.Module):
-    """Take a skip, a residual block, self-attention: each where the plan has it."""
+    """Take a skip, a residual block (which may change the resolution), self-attention: each where the plan has it."""
 
-    def __init__(self, spec: UNetSpec, step: Step):
+    def __init__(self, spec: UNetSpec, step: Step, resample: nn.Module | None = None):
         super().__init__()
         site, placement = _site(spec, step), spec.placement
         self.merge = ConcatSkip(step.in_channels, step.skip, placement, site, spec.dims) if step.skip else None
-        self.residual = _residual_block(spec, step)
+        self.residual = _residual_block(spec, step, resample)
         attends = step.heads > 0
         self.attention = SelfAttention(step.out_channels, step.heads, placement, site, spec.dims) if attends else None
+        self.clip = placement.clip
 
     def forward(self, x: Tensor, embedding: Tensor | None = None, skip: Tensor | None = None) -> Tensor:
         if self.merge is not None:
             x = self.merge(x, skip)
         x = self.residual(x, embedding)
-        return x if self.attention is None else self.attention(x)
+        x = x if self.attention is None else self.attention(x)
+        return x if self.clip is None else x.clamp(-self.clip, self.clip)
 
 
 class PlainStep(nn.Module):
@@ -63,42 +70,68 @@ class PlainStep(nn.Module):
         return self.module(x)
 
 
-class ResidualResampling(nn.Module):
-    """A residual block that changes the resolution inside (Dhariwal & Nichol 2021)."""
+class ConstantChannel(nn.Module):
+    """Append a channel of ones, which stands in for the biases of layers that have none (Karras et al. 2024)."""
 
-    def __init__(self, spec: UNetSpec, step: Step, resample: nn.Module):
+    def forward(self, x: Tensor) -> Tensor:
+        return torch.cat([x, torch.ones_like(x[:, :1])], dim=1)
+
+
+class PyramidStep(nn.Module):
+    """A step down after which the input pyramid joins the stream (NCSN++, Song et al. 2021); it is the skip here."""
+
+    def __init__(self, spec: UNetSpec, step: Step, down: nn.Module):
         super().__init__()
-        self.residual = _residual_block(spec, step, resample)
+        self.down, self.placement = down, spec.placement
+        how = (step.stride, spec.dims, spec.resample_filter, spec.placement.weights)
+        self.stream = PyramidDown(step.stream, step.out_channels, *how)
 
     def forward(self, x: Tensor, embedding: Tensor | None = None, skip: Tensor | None = None) -> Tensor:
-        return self.residual(x, embedding)
+        # Summed as attention is: the stream never replaces what it joins.
+        return merge_attention(self.down(x, embedding), self.stream(skip), self.placement)
 
 
 class Head(nn.Sequential):
-    """norm, activation, convolution: from the decoder's finest features (N, C, *space) to one output."""
+    """norm and activation, convolution: from the decoder's finest features (N, C, *space) to one output.
+
+    Without a norm there is no activation either: what comes last in the decoder is read as it is.
+    """
 
     def __init__(self, spec: UNetSpec, step: Step):
-        out = conv(spec.dims, step.in_channels, step.out_channels)
-        if "out" in spec.placement.zero_init:
+        placement = spec.placement
+        bare = placement.out.kind == "none"
+        reads = None if bare else spec.activation
+        weights = "mp_forced" if placement.weights == "mp_forced" else "plain"
+        out = conv(
+            spec.dims, step.in_channels, step.out_channels, spec.head_kernel, weights=weights, reads=reads, gained=True
+        )
+        if "out" in placement.zero_init:
             zero_(out)
-        norm = make_norm(step.in_channels, spec.placement.out, spec.dims)
-        super().__init__(norm, ACTIVATIONS[spec.activation](), out)
+        norm = make_norm(step.in_channels, placement.out, spec.dims)
+        activation = nn.Identity() if bare else make_activation(spec.activation, placement.weights)
+        super().__init__(norm, activation, out)
 
 
 def _stem(spec: UNetSpec, step: Step) -> nn.Module:
-    return PlainStep(conv(spec.dims, step.in_channels, step.out_channels))
+    if spec.placement.weights != "mp_forced":
+        return PlainStep(conv(spec.dims, step.in_channels, step.out_channels))
+    constant = conv(spec.dims, step.in_channels + 1, step.out_channels, weights="mp_forced")
+    return PlainStep(nn.Sequential(ConstantChannel(), constant))
 
 
 def _down(spec: UNetSpec, step: Step) -> nn.Module:
     if step.resampling == "residual":
-        return ResidualResampling(spec, step, average_pool(step.stride, spec.dims))
-    return PlainStep(DOWN[step.resampling](step.out_channels, step.stride, spec.dims, spec.placement.weights))
+        down = BlockStep(spec, step, resample_down(step.stride, spec.dims, spec.resample_filter))
+    else:
+        down = PlainStep(DOWN[step.resampling](step.out_channels, step.stride, spec.dims, spec.placement.weights))
+    return PyramidStep(spec, step, down) if step.stream else down
 
 
 def _up(spec: UNetSpec, step: Step) -> nn.Module:
     if step.resampling == "residual":
-        return ResidualResampling(spec, step, Nearest(step.stride))
-    return PlainStep(UP[step.resampling](step.out_channels, step.stride, spec.dims, spec.placement.weights))
+        return BlockStep(spec, step, resample_up(step.stride, spec.resample_filter))
+    widths = (step.in_channels, step.out_channels)
+    return PlainStep(UP[step.resampling](*widths, step.stride, spec.dims, spec.placement.weights))
 
 
 STEPS = {"stem": _stem, "block": BlockStep, "down": _down, "up": _up, "head": Head}

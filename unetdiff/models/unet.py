@@ -15,7 +15,8 @@ from torch import Tensor, nn
 from unetdiff.models.plan import Plan, Step, make_plan
 from unetdiff.models.steps import build_step
 from unetdiff.nn.dims import crop, pad_to_multiple
-from unetdiff.nn.embed import ConditionEmbedding
+from unetdiff.nn.embed import make_embedding, per_sample
+from unetdiff.nn.layers import Forced, force_unit_weights
 from unetdiff.nn.norm import make_norm
 from unetdiff.presets import preset
 from unetdiff.spec import PaddingMode, UNetSpec
@@ -56,9 +57,11 @@ class Encoder(_Walk):
         self.levels = [step.level for step in plan.features]
 
     def forward(self, x: Tensor, embedding: Tensor | None = None) -> list[Tensor]:
-        features = []
+        features, stream = [], x
         for step in self.steps:
-            x = self.run(step, x, embedding)
+            x = self.run(step, x, embedding, stream if step.stream else None)
+            if step.stream:
+                stream = x
             if step.saves:
                 features.append(x)
         return features
@@ -69,10 +72,10 @@ class Decoder(_Walk):
 
     def __init__(self, spec: UNetSpec, plan: Plan):
         super().__init__(spec, (*plan.side("middle"), *plan.side("decoder")))
+        self.taken = sum(step.skip > 0 for step in self.steps)  # of the features; the last may only be the start
 
     def forward(self, features: Sequence[Tensor], embedding: Tensor | None = None) -> list[Tensor]:
-        skips = list(features)
-        x = skips[-1]
+        x, skips = features[-1], list(features[: self.taken])
         for step in self.steps:
             x = self.run(step, x, embedding, skips.pop() if step.skip else None)
         return [x]
@@ -103,10 +106,11 @@ class UNet(ModelMixin, ConfigMixin):
         self._plan, self.multiple = plan, plan.multiple
         self.padding_mode: PaddingMode = spec.padding_mode
         self.input_norm = make_norm(spec.in_channels, spec.placement.input, spec.dims)
-        self.embedding = None if spec.embedding_channels is None else ConditionEmbedding(spec)
+        self.embedding = None if spec.embedding_channels is None else make_embedding(spec)
         self.encoder = Encoder(spec, plan)
         self.decoder = Decoder(spec, plan)
         self.head = nn.ModuleDict({step.name: build_step(spec, step) for step in plan.side("head")})
+        self._forced = [module for module in self.modules() if isinstance(module, Forced)]
 
     def forward(
         self,
@@ -130,12 +134,16 @@ class UNet(ModelMixin, ConfigMixin):
             ValueError: for a wrong number of axes or channels, or a condition that is missing or not taken.
         """
         self._check(sample)
+        if self.training and self._forced:
+            force_unit_weights(self._forced)
         x = pad_to_multiple(sample, self.multiple, self.padding_mode)
         embedding = self.embed(timestep, class_labels, len(x))
         features = self.encoder(self.input_norm(x), embedding)
         finest = self.decoder(features, embedding)[0]
         size = sample.shape[2:]
         heads = {name: crop(head(finest), size) for name, head in self.head.items()}
+        if self.config["divide_by_timestep"]:
+            heads = {name: _over(head, timestep) for name, head in heads.items()}
         output = next(iter(heads.values()))
         return UNetOutput(output, heads) if return_dict else (output, heads)
 
@@ -189,6 +197,12 @@ class UNet(ModelMixin, ConfigMixin):
         """The module of every step of the plan by `step_key`."""
         walks = {"encoder": self.encoder, "middle": self.decoder, "decoder": self.decoder, "head": self.head}
         return {step_key(step): walks[step.side][step.name] for step in self._plan.steps}
+
+
+def _over(output: Tensor, timestep: Any) -> Tensor:
+    """(N, C, *space) over the timestep of each sample."""
+    divisor = per_sample("timestep", timestep, len(output)).to(output)
+    return output / divisor.reshape(-1, *(1,) * (output.ndim - 1))
 
 
 def step_key(step: Step) -> str:

@@ -7,21 +7,21 @@ import torch.nn.functional as F
 from einops import rearrange
 from torch import Tensor, nn
 
-from unetdiff.nn.dims import zero_
+from unetdiff.nn.layers import linear, unit_rms, zero_
 from unetdiff.nn.norm import make_norm
-from unetdiff.nn.residual import merge_residual
+from unetdiff.nn.residual import merge_attention
 from unetdiff.spec import NormPlacement, Site
 
 START_TEMPERATURE = 10.0  # of cosine attention, as in Crowson et al. 2024 (HDiT)
 
 
-def normalize_heads(x: Tensor, kind: str, eps: float = 1e-6) -> Tensor:
+def normalize_heads(x: Tensor, kind: str) -> Tensor:
     """Queries or keys (N, heads, positions, width): unit mean square (`rms`), unit length (`l2`), or as they are."""
     if kind == "none":
         return x
-    wide = x.float()
-    power = wide.square().mean(-1, keepdim=True) if kind == "rms" else wide.square().sum(-1, keepdim=True)
-    return (wide * (power + eps).rsqrt()).to(x.dtype)
+    if kind == "l2":
+        return F.normalize(x.float(), dim=-1, eps=1e-6).to(x.dtype)
+    return unit_rms(x.float(), (-1,), eps=1e-4).to(x.dtype)
 
 
 class SelfAttention(nn.Module):
@@ -38,8 +38,8 @@ class SelfAttention(nn.Module):
         self.norm = make_norm(channels, norm, dims) if placement.attention == "pre" else nn.Identity()
         cosine = placement.qk == "l2"
         self.temperature = nn.Parameter(torch.full((heads, 1, 1), START_TEMPERATURE)) if cosine else None
-        self.query_key_value = nn.Linear(channels, 3 * channels)
-        self.out = nn.Linear(channels, channels)
+        self.query_key_value = linear(channels, 3 * channels, weights=placement.weights)
+        self.out = linear(channels, channels, weights=placement.weights)
         if "attention" in placement.zero_init:
             zero_(self.out)
 
@@ -49,6 +49,8 @@ class SelfAttention(nn.Module):
             self.query_key_value(tokens), "n l (three h c) -> three n h l c", three=3, h=self.heads
         )
         query, key = (normalize_heads(entry, self.placement.qk) for entry in (query, key))
+        if self.placement.qk == "rms_values":
+            value = normalize_heads(value, "rms")
         if self.temperature is None:
             mixed = F.scaled_dot_product_attention(query, key, value)
         else:
@@ -56,4 +58,4 @@ class SelfAttention(nn.Module):
             mixed = F.scaled_dot_product_attention(query, key, value, scale=1.0)
         out = self.out(rearrange(mixed, "n h l c -> n l (h c)"))
         branch = rearrange(out, "n l c -> n c l").reshape(x.shape)
-        return merge_residual(x, branch, self.placement)
+        return merge_attention(x, branch, self.placement)

@@ -2,28 +2,25 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import ClassVar, Literal
 
 from torch import Tensor, nn
 
-from unetdiff.nn.dims import conv, zero_
+from unetdiff.nn.activation import make_activation
 from unetdiff.nn.embed import ConditionedNorm
-from unetdiff.nn.norm import make_norm
+from unetdiff.nn.layers import conv, zero_
+from unetdiff.nn.norm import make_norm, removes_mean
 from unetdiff.nn.residual import merge_residual
 from unetdiff.spec import Activation, NormPlacement, Site
 
-ACTIVATIONS: dict[Activation, type[nn.Module]] = {
-    "silu": nn.SiLU,
-    "gelu": nn.GELU,
-    "relu": nn.ReLU,
-    "leaky_relu": nn.LeakyReLU,
-}
-
 
 class ResidualBlock(nn.Module):
-    """What residual blocks share: two convolutions, a conditioned second norm, a shortcut. (N, C, *space) in and out.
+    """What residual blocks share: two convolutions, a conditioned norm, a shortcut. (N, C, *space) in and out.
 
-    `resample`, where given, changes the resolution of branch and shortcut alike (Dhariwal & Nichol 2021).
+    `resample`, where given, changes the resolution of branch and shortcut alike (Dhariwal & Nichol 2021); `stride`
+    does it by the first convolution. The shortcut is a 1x1 convolution where the width changes, or where
+    `shortcut_conv` asks for one. With `placement.residual` off there is no shortcut: two convolutions in a row.
     """
 
     conditioned_norm: ClassVar[Literal[1, 2]]  # which of the two norms the embedding enters
@@ -40,25 +37,34 @@ class ResidualBlock(nn.Module):
         activation: Activation = "silu",
         dropout: float = 0.0,
         resample: nn.Module | None = None,
+        stride: Sequence[int] = (),
+        shortcut_conv: bool = False,
     ):
         super().__init__()
         self.placement = placement
+        strides = tuple(stride) or (1,) * dims
         streams = site.main.kind != "none"
-        same = in_channels == out_channels
+        bare = in_channels == out_channels and max(strides) == 1 and not shortcut_conv
         self.resample = resample or nn.Identity()
-        self.shortcut = nn.Identity() if same else conv(dims, in_channels, out_channels, 1, weights=placement.weights)
+        project = not bare and (streams or placement.residual != "off")
+        how = {"weights": placement.weights, "stride": strides}
+        self.shortcut = conv(dims, in_channels, out_channels, 1, **how) if project else nn.Identity()
         self.main = make_norm(out_channels, site.main, dims) if streams else None
         # Where the stream itself is normalised, the branch reads it after shortcut and resampling.
-        entry = out_channels if streams else in_channels
+        entry, entry_strides = (out_channels, (1,) * dims) if streams else (in_channels, strides)
         self.resample_branch = nn.Identity() if streams else self.resample
 
         norm = make_norm(out_channels, site.norm, dims)
-        conditioned = ConditionedNorm(norm, placement.time, out_channels, embedding_channels)
+        weights = placement.weights
+        conditioned = ConditionedNorm(norm, placement.time, out_channels, embedding_channels, weights)
         plain = make_norm(entry if self.conditioned_norm == 2 else out_channels, site.norm, dims)
         self.norm1, self.norm2 = (plain, conditioned) if self.conditioned_norm == 2 else (conditioned, plain)
-        self.conv1 = conv(dims, entry, out_channels, weights=placement.weights)
-        self.conv2 = conv(dims, out_channels, out_channels, weights=placement.weights)
-        self.activation = ACTIVATIONS[activation]()
+        # A norm that removes each channel's mean removes a bias before it.
+        bias = not (site.pos == "post" and removes_mean(site.norm))
+        how = {"weights": weights, "reads": activation, "bias": bias}
+        self.conv1 = conv(dims, entry, out_channels, stride=entry_strides, **how)
+        self.conv2 = conv(dims, out_channels, out_channels, **how)
+        self.activation = make_activation(activation, weights)
         self.dropout = nn.Dropout(dropout)
         if "branch" in placement.zero_init:
             zero_(self.last_layer())
@@ -72,6 +78,8 @@ class ResidualBlock(nn.Module):
         raise NotImplementedError
 
     def forward(self, x: Tensor, embedding: Tensor | None = None) -> Tensor:
+        if self.placement.residual == "off" and self.main is None:
+            return self.branch(x, embedding)
         stream = self.shortcut(self.resample(x))
         if self.main is not None:
             x = stream = self.main(stream)

@@ -10,6 +10,7 @@ from einops import rearrange
 from torch import Tensor, nn
 
 from unetdiff.nn.dims import BATCH_NORM
+from unetdiff.nn.layers import unit_rms
 from unetdiff.spec import Norm
 
 
@@ -88,10 +89,10 @@ class LayerNorm(FloatStatistics):
 
 
 class PixelNorm(FloatStatistics):
-    """Unit mean square over the channels of each position (Karras et al. 2018)."""
+    """Unit mean square over the channels of each position (Karras et al. 2018; the eps as Karras et al. 2024)."""
 
     def normalize(self, x: Tensor) -> Tensor:
-        return self._affine(x * (x.square().mean(1, keepdim=True) + self.eps).rsqrt())
+        return self._affine(unit_rms(x, (1,), self.eps))
 
 
 def _batch_norm(channels: int, norm: Norm, dims: int) -> nn.Module:
@@ -121,3 +122,8 @@ def _uncentred(norm: Norm) -> Norm:
 def make_norm(channels: int, norm: Norm, dims: int) -> nn.Module:
     """The layer that `norm` describes for (N, channels, *space) in `dims` dimensions."""
     return NORMS[norm.kind](channels, norm, dims)
+
+
+def removes_mean(norm: Norm) -> bool:
+    """Whether a norm subtracts the mean of every single channel, so that a bias before it has no effect."""
+    return norm.kind in ("instance", "batch")

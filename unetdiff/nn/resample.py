@@ -2,18 +2,22 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from unetdiff.nn.dims import AVERAGE_POOL, CONV_TRANSPOSE, MAX_POOL, conv
+from unetdiff.nn.dims import AVERAGE_POOL, FUNCTIONAL_CONV, FUNCTIONAL_CONV_TRANSPOSE, MAX_POOL
+from unetdiff.nn.layers import conv, transposed_conv
+from unetdiff.placement import Weights
 
 
 class AsymmetricStridedConv(nn.Module):
     """Strided 3-wide convolution padded as TensorFlow's SAME does: at stride 2 after the end only (Ho et al. 2020)."""
 
-    def __init__(self, channels: int, stride: Sequence[int], dims: int, weights: str):
+    def __init__(self, channels: int, stride: Sequence[int], dims: int, weights: Weights):
         super().__init__()
         self.conv = conv(dims, channels, channels, stride=stride, padding=0, weights=weights)
         totals = [max(3 - factor, 0) for factor in reversed(stride)]
@@ -39,6 +43,69 @@ def average_pool(stride: Sequence[int], dims: int) -> nn.Module:
     return AVERAGE_POOL[dims](tuple(stride), stride=tuple(stride))
 
 
+class Filter(nn.Module):
+    """A separable filter over every channel, with a change of resolution: the mean of the input is kept.
+
+    taps: along one axis; an axis of stride 1 is left alone. up: multiply the size by the strides instead of dividing
+    it. padding: positions added at each end; None: what keeps the size but for the stride. (Song et al. 2021.)
+    """
+
+    kernel: Tensor
+
+    def __init__(self, taps: Sequence[int], stride: Sequence[int], *, up: bool = False, padding: int | None = None):
+        super().__init__()
+        self.stride, self.up = tuple(stride), up
+        kernel = torch.ones(())
+        for factor in self.stride:
+            row = torch.tensor(taps, dtype=torch.float32) if factor > 1 else torch.ones(1)
+            kernel = kernel[..., None] * row / row.sum()
+        scale = math.prod(self.stride) if up else 1
+        self.register_buffer("kernel", kernel * scale, persistent=False)
+        keeps = (len(taps) - 1) // 2 if padding is None else padding
+        self.padding = tuple(keeps if factor > 1 else 0 for factor in self.stride)
+
+    def forward(self, x: Tensor) -> Tensor:
+        run = (FUNCTIONAL_CONV_TRANSPOSE if self.up else FUNCTIONAL_CONV)[len(self.stride)]
+        kernel = self.kernel.to(x.dtype).expand(x.shape[1], 1, *self.kernel.shape)
+        return run(x, kernel, stride=self.stride, padding=self.padding, groups=x.shape[1])
+
+
+def resample_down(stride: Sequence[int], dims: int, taps: Sequence[int] | None) -> nn.Module:
+    """What brings a residual block down: the mean over blocks, or a filter."""
+    return average_pool(stride, dims) if taps is None else Filter(taps, stride)
+
+
+def resample_up(stride: Sequence[int], taps: Sequence[int] | None) -> nn.Module:
+    """What brings a residual block up: repetition, or a filter."""
+    return Nearest(stride) if taps is None else Filter(taps, stride, up=True)
+
+
+class PyramidDown(nn.Module):
+    """The input stream of NCSN++ on its way down: a 3-wide convolution, then the filter (Song et al. 2021).
+
+    The convolution is padded by what the filter reads beyond the border, so that the filter adds no zeros of its own.
+    """
+
+    def __init__(
+        self,
+        in_channels: int,
+        out_channels: int,
+        stride: Sequence[int],
+        dims: int,
+        taps: Sequence[int] | None,
+        weights: Weights,
+    ):
+        super().__init__()
+        beyond = 0 if taps is None else (len(taps) - 1) // 2
+        amount = tuple(1 + beyond if factor > 1 else 1 for factor in stride)
+        self.conv = conv(dims, in_channels, out_channels, padding=amount, weights=weights)
+        self.resample = average_pool(stride, dims) if taps is None else Filter(taps, stride, padding=0)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.resample(self.conv(x))
+
+
+# One row per way down: (channels, stride, dims, weights) -> module.
 DOWN = {
     "strided": lambda channels, stride, dims, weights: conv(
         dims, channels, channels, stride=tuple(stride), weights=weights
@@ -48,11 +115,13 @@ DOWN = {
     "average_pool": lambda channels, stride, dims, weights: average_pool(stride, dims),
 }
 
+# One row per way up: (channels, channels after, stride, dims, weights) -> module.
 UP = {
-    "nearest": lambda channels, stride, dims, weights: nn.Sequential(
-        Nearest(stride), conv(dims, channels, channels, weights=weights)
+    "nearest": lambda channels, out_channels, stride, dims, weights: nn.Sequential(
+        Nearest(stride), conv(dims, channels, out_channels, weights=weights)
     ),
-    "transposed": lambda channels, stride, dims, weights: CONV_TRANSPOSE[dims](
-        channels, channels, tuple(stride), stride=tuple(stride)
+    "repeat": lambda channels, out_channels, stride, dims, weights: Nearest(stride),
+    "transposed": lambda channels, out_channels, stride, dims, weights: transposed_conv(
+        dims, channels, out_channels, stride
     ),
 }

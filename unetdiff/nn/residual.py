@@ -19,9 +19,16 @@ RESIDUALS = {
     "sum": lambda x, branch, t: x + branch,
     "sqrt_half": lambda x, branch, t: (x + branch) * math.sqrt(0.5),
     "mp": mp_sum,
+    "off": lambda x, branch, t: branch,
 }
 
 
 def merge_residual(x: Tensor, branch: Tensor, placement: NormPlacement) -> Tensor:
     """The residual stream `x` after `branch` joined it, both (N, C, *space)."""
     return RESIDUALS[placement.residual](x, branch.to(x.dtype), placement.residual_t)
+
+
+def merge_attention(x: Tensor, branch: Tensor, placement: NormPlacement) -> Tensor:
+    """The residual stream `x` after self-attention joined it: as other branches, but never instead of it."""
+    t = placement.residual_t if placement.attention_t is None else placement.attention_t
+    return RESIDUALS["sum" if placement.residual == "off" else placement.residual](x, branch.to(x.dtype), t)
