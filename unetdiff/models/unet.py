@@ -168,11 +168,29 @@ class UNet(ModelMixin, ConfigMixin):
         """A named network of the literature (see `unetdiff.presets`), with settings changed by keyword."""
         return cls(**{**preset(name), **overrides})
 
+    @classmethod
+    def from_foreign(cls, library: str, config: Mapping[str, Any], state_dict: Mapping[str, Tensor]) -> UNet:
+        """A network of another library, by its own arguments and weights (see `models.interop.from_foreign`)."""
+        from unetdiff.models.interop import from_foreign
+
+        return from_foreign(library, config, state_dict)
+
+    def to_foreign(self, library: str, **choices: Any) -> tuple[dict[str, Any], dict[str, Tensor]]:
+        """This network as another library's arguments and weights (see `models.interop.to_foreign`)."""
+        from unetdiff.models.interop import to_foreign
+
+        return to_foreign(self, library, **choices)
+
     @property
     def spec(self) -> UNetSpec:
         """The settings of this network as a typed value."""
         known = inspect.signature(UNetSpec).parameters
         return from_json(UNetSpec, {name: self.config[name] for name in known})
+
+    @property
+    def layout(self) -> Plan:
+        """The plan alone, without the parameters and operations that `plan` counts."""
+        return self._plan
 
     @property
     def plan(self) -> Plan:
