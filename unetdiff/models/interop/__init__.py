@@ -6,7 +6,6 @@ Weights that carry a licence keep it: those of EDM and EDM2 are non-commercial.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from torch import Tensor
