@@ -68,6 +68,27 @@ def test_decoder_has_one_block_more_unless_told() -> None:
     assert [level.heads for level in spec.levels("decoder", 2)] == [(1,), (0,)]
 
 
+def test_heads_and_resampling_are_per_level_and_side() -> None:
+    spec = UNetSpec(
+        channels=[8, 16, 32],
+        attention=True,
+        blocks=1,
+        attention_head_channels=[8, 4, 16],
+        decoder_attention_heads=[1, 1, 4],
+        downsample=["strided", "residual"],
+        upsample="repeat",
+    )
+    assert [level.heads for level in spec.levels("encoder", 2)] == [(1,), (4,), (2,)]
+    assert [level.heads for level in spec.levels("decoder", 2)] == [(1, 1), (1, 1), (4, 4)]
+    assert [level.resampling for level in spec.levels("encoder", 2)] == ["strided", "residual", ""]
+    assert [level.resampling for level in spec.levels("decoder", 2)] == ["repeat", "repeat", ""]
+    assert spec.middle_heads == 2
+
+
+def test_a_network_without_middle_needs_no_middle_heads() -> None:
+    assert UNetSpec(channels=[8, 9], attention_heads=2, middle=False).middle_heads == 0
+
+
 REFUSED = {
     "channels is": {"channels": []},
     "attention has 1 entries": {"channels": [8, 16], "attention": [True]},
@@ -106,6 +127,31 @@ REFUSED = {
     "attention lists 1 blocks": {"channels": [8], "attention": [[True]]},
     "it needs affine": {"norm": {"encoder": {"pos": "post", "norm": {"affine": False}}}},
     "in_channels is 0": {"in_channels": 0},
+    "attention_heads has 1 entries": {"channels": [8, 16], "attention_heads": [1]},
+    "attention_heads is [1, 0]": {"channels": [8, 16], "attention_heads": [1, 0]},
+    "do not divide into attention_heads 3": {
+        "channels": [8, 9],
+        "decoder_attention_heads": [3, 3],
+        "decoder_attention": True,
+    },
+    "downsample has 2 entries": {"channels": [8, 16], "downsample": ["strided", "max_pool"]},
+    "encoder blocks are [0, 1]": {"channels": [8, 16], "blocks": [0, 1]},
+    "decoder blocks are [-1, 1]": {"channels": [8, 16], "decoder_blocks": [-1, 1]},
+    "resample_filter is [1, 2, 1]": {"resample_filter": [1, 2, 1]},
+    "resample_filter needs strides of 1 or 2": {"channels": [8, 16], "resample_filter": [1, 1], "strides": [3]},
+    "input_pyramid joins after a step down": {"input_pyramid": True, "downsample": "block"},
+    "upsample 'repeat' learns nothing": {"up_channels": "next", "upsample": "repeat"},
+    "stem_channels is -1": {"stem_channels": -1},
+    "stem_channels is 0": {"norm": "edm2", "stem_channels": 0},
+    "norm.time is 'add'": {"norm": {"preset": "edm2", "time": "add"}},
+    "weights 'mp_forced' add labels": {"norm": "edm2", "label_entry": "waves"},
+    "label_balance is 2": {"label_balance": 2},
+    "divide_by_timestep needs a time embedding": {"divide_by_timestep": True, "time_embedding": "none"},
+    "label_entry 'waves' needs a time embedding": {"label_entry": "waves", "time_embedding": "none"},
+    "expected zero_init []": {"norm": {"weights": "mp_forced", "time": "scale"}},
+    "would silence the network": {"norm": {"residual": "off"}},
+    "clip is 0": {"norm": {"clip": 0}},
+    "upsample 'transposed' has no": {"norm": "edm2", "upsample": "transposed"},
 }
 
 

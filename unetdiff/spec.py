@@ -178,6 +178,8 @@ class Architecture:
                 raise ValueError(f"{name} is {held}; expected at least 1")
         if not 0 <= self.frequency_shift < max(self.waves // 2, 2):
             raise ValueError(f"frequency_shift is {self.frequency_shift}; expected 0 or 1")
+        if not 0 <= self.label_balance <= 1:
+            raise ValueError(f"label_balance is {self.label_balance}; expected 0 to 1")
         if not 0 <= self.dropout < 1:
             raise ValueError(f"dropout is {self.dropout}; expected 0 <= dropout < 1")
         per_axis = [] if isinstance(self.strides, int) else [row for row in self.strides if not isinstance(row, int)]
@@ -213,6 +215,8 @@ class Architecture:
                 raise ValueError("stem_channels is 0; weights 'mp_forced' need a stem, which adds the constant channel")
             if self.label_entry == "waves":
                 raise ValueError("label_entry is 'waves'; weights 'mp_forced' add labels to the embedding")
+            if "transposed" in _per_transition("upsample", self.upsample, len(self.channels)):
+                raise ValueError("upsample 'transposed' has no magnitude-preserving form; expected nearest or residual")
 
     @property
     def placement(self) -> NormPlacement:
