@@ -117,7 +117,7 @@ class ConditionEmbedding(nn.Module):
 
     def make_time(self, waves: int, width: int) -> nn.Module:
         """The layers between the waves and the embedding."""
-        return nn.Sequential(linear(waves, width), nn.SiLU(), linear(width, width, reads="silu"))
+        return nn.Sequential(linear(waves, width, reads="waves"), nn.SiLU(), linear(width, width, reads="silu"))
 
     def make_label(self, classes: int, width: int) -> nn.Module:
         """The module that turns labels (N,) into vectors."""

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Sequence
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -127,17 +127,24 @@ CONVS = {
 LINEARS = {"plain": nn.Linear, "standardized": nn.Linear, "mp_forced": ForcedLinear}
 
 
-def _start(layer: nn.Module, fan_in: int, reads: Activation | None) -> nn.Module:
+Reads = Activation | Literal["waves"] | None
+
+
+def _input_rms(reads: Reads) -> float:
+    """Root mean square of what a layer reads; of sine and cosine of one angle it is that of 1/2."""
+    return {None: 1.0, "waves": math.sqrt(0.5)}.get(reads) or ACTIVATIONS[reads].rms  # pyright: ignore
+
+
+def _start(layer: nn.Module, fan_in: int, reads: Reads) -> nn.Module:
     """First weights that keep unit variance; no bias."""
-    rms = 1.0 if reads is None else ACTIVATIONS[reads].rms
     with torch.no_grad():
         weight: Tensor = layer.weight  # pyright: ignore
         if isinstance(layer, Forced):
             nn.init.normal_(weight)
             force_unit_weights([layer])
             return layer
-        nn.init.normal_(weight, std=1 / (rms * math.sqrt(fan_in)))
-        if isinstance(layer, Standardized) and reads is not None:
+        nn.init.normal_(weight, std=1 / (_input_rms(reads) * math.sqrt(fan_in)))
+        if isinstance(layer, Standardized) and reads in ACTIVATIONS:
             layer.gain.fill_(1 / ACTIVATIONS[reads].std)  # a filter of zero mean does not see the input's mean
         if layer.bias is not None:
             nn.init.zeros_(layer.bias)  # pyright: ignore
@@ -153,7 +160,7 @@ def conv(
     stride: Sequence[int] | int = 1,
     padding: int | tuple[int, ...] | None = None,
     weights: Weights = "plain",
-    reads: Activation | None = None,
+    reads: Reads = None,
     bias: bool = True,
     gained: bool = False,
 ) -> nn.Module:
@@ -178,7 +185,7 @@ def linear(
     out_features: int,
     *,
     weights: Weights = "plain",
-    reads: Activation | None = None,
+    reads: Reads = None,
     gained: bool = False,
 ) -> nn.Module:
     """A linear layer; `weights` names a row of `LINEARS`."""
