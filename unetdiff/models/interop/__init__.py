@@ -13,6 +13,7 @@ from torch import Tensor
 from unetdiff.models.interop.edm import EDM
 from unetdiff.models.interop.edm2 import EDM2
 from unetdiff.models.interop.library import Library
+from unetdiff.models.interop.monai import MONAI
 from unetdiff.models.interop.weights import misfit, translate, translate_back
 
 if TYPE_CHECKING:
@@ -21,6 +22,7 @@ if TYPE_CHECKING:
 LIBRARIES: dict[str, Library] = {
     "edm": EDM,
     "edm2": EDM2,
+    "monai": MONAI,
 }
 
 
