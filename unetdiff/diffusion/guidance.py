@@ -8,7 +8,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from unetdiff.diffusion.schedule import implied_noise, predicted_x0, split_variance, target_name, target_value
+from unetdiff.diffusion.process import process_of
+from unetdiff.diffusion.schedule import split_variance
 
 # (x_t (N, C, *space), timestep (N,), class labels (N,) int64 or None) -> prediction (N, C or 2C, *space)
 Denoiser = Callable[[Tensor, Tensor, Tensor | None], Tensor]
@@ -59,12 +60,11 @@ def clip_x0(denoise: Denoiser, scheduler: Any, bound: float = 1.0) -> Denoiser:
         scheduler: the diffusers scheduler that the network was trained with.
         bound: largest magnitude.
     """
-    target = target_name(scheduler)
+    process = process_of(scheduler)
 
     def clipped(x_t: Tensor, timestep: Tensor, class_labels: Tensor | None) -> Tensor:
         prediction, variance = split_variance(denoise(x_t, timestep, class_labels), x_t.shape[1])
-        x0 = predicted_x0(scheduler, target, x_t, timestep, prediction.float()).clamp(-bound, bound)
-        noise = implied_noise(scheduler, x_t, timestep, x0)
-        return _join(target_value(scheduler, target, x0, noise, timestep), variance)
+        x0 = process.x0(x_t, timestep, prediction.float()).clamp(-bound, bound)
+        return _join(process.prediction(x_t, timestep, x0), variance)
 
     return clipped

@@ -18,7 +18,8 @@ from torch import Tensor, nn
 
 from unetdiff.diffusion.guidance import Denoiser, classifier_free, clip_x0
 from unetdiff.diffusion.options import SamplerName
-from unetdiff.diffusion.schedule import predicted_x0, split_variance, target_name
+from unetdiff.diffusion.process import process_of
+from unetdiff.diffusion.schedule import split_variance
 
 # (step from 0, number of steps, x_t as the denoiser saw it, predicted x0), both (N, C, *space)
 OnStep = Callable[[int, int, Tensor, Tensor], None]
@@ -118,7 +119,7 @@ def sample(
     """
     solver = copy.deepcopy(scheduler)
     _set_timesteps(solver, steps)
-    target, count, channels = target_name(solver), len(solver.timesteps), shape[0]
+    process, count, channels = process_of(solver), len(solver.timesteps), shape[0]
     takes_variance = _takes_variance(solver)
     generators = [torch.Generator().manual_seed(seed) for seed in seeds]
     noise = {"generator": generators} if "generator" in inspect.signature(solver.step).parameters else {}
@@ -131,7 +132,7 @@ def sample(
         prediction, variance = split_variance(output, channels)
         assert variance is not None or not takes_variance, "the scheduler takes a learned variance, there is none"
         if on_step is not None:
-            on_step(index, count, x_t, predicted_x0(solver, target, x_t, timesteps, prediction))
+            on_step(index, count, x_t, process.x0(x_t, timesteps, prediction))
         x = solver.step(output if takes_variance else prediction, timestep, x, **noise).prev_sample
     return x
 
