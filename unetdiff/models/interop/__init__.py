@@ -10,8 +10,10 @@ from typing import TYPE_CHECKING, Any
 
 from torch import Tensor
 
+from unetdiff.models.interop.diffusers import DIFFUSERS
 from unetdiff.models.interop.edm import EDM
 from unetdiff.models.interop.edm2 import EDM2
+from unetdiff.models.interop.guided_diffusion import GUIDED_DIFFUSION
 from unetdiff.models.interop.library import Library
 from unetdiff.models.interop.monai import MONAI
 from unetdiff.models.interop.weights import misfit, translate, translate_back
@@ -20,6 +22,8 @@ if TYPE_CHECKING:
     from unetdiff.models.unet import UNet
 
 LIBRARIES: dict[str, Library] = {
+    "diffusers": DIFFUSERS,
+    "guided-diffusion": GUIDED_DIFFUSION,
     "edm": EDM,
     "edm2": EDM2,
     "monai": MONAI,
