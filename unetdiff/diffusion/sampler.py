@@ -18,16 +18,16 @@ from torch import Tensor, nn
 
 from unetdiff.diffusion.guidance import Denoiser, classifier_free, clip_x0
 from unetdiff.diffusion.options import SamplerName
-from unetdiff.diffusion.process import process_of
-from unetdiff.diffusion.schedule import split_variance
+from unetdiff.diffusion.process import Betas, Preconditioned, process_of
+from unetdiff.diffusion.schedule import Schedule, split_variance
 
-# (step from 0, number of steps, x_t as the denoiser saw it, predicted x0), both (N, C, *space)
+# (step from 0, number of steps, x_t at the scale of `Process.picture`, predicted x0), both (N, C, *space)
 OnStep = Callable[[int, int, Tensor, Tensor], None]
 
 
 @dataclass(frozen=True)
 class Sampler:
-    """A diffusers scheduler and the settings with which it samples from a stored DDPMScheduler.
+    """A diffusers scheduler and the settings with which it samples from the stored one.
 
     Attributes:
         scheduler: name of the class in diffusers.
@@ -65,18 +65,44 @@ SAMPLERS: dict[SamplerName, Sampler] = {
     ),
 }
 
+# For EDM's preconditioned networks, for which diffusers has solvers of their own; these have no others.
+EDM_SAMPLERS: dict[SamplerName, Sampler] = {
+    "dpmpp": Sampler("EDMDPMSolverMultistepScheduler", {"solver_order": 2}),
+    "dpmpp_sde": Sampler("EDMDPMSolverMultistepScheduler", {"solver_order": 2, "algorithm_type": "sde-dpmsolver++"}),
+    "euler": Sampler("EDMEulerScheduler"),
+}
 
-def make_sampler(name: SamplerName, scheduler: DDPMScheduler) -> Any:
+
+@dataclass(frozen=True)
+class _Family:
+    """The samplers of one kind of noise schedule.
+
+    schedule: its name. samplers: those that there are. configuration: what they take over from the scheduler of
+    training, before their own arguments.
+    """
+
+    schedule: str
+    samplers: Mapping[SamplerName, Sampler]
+    configuration: Callable[[Any, Sampler], dict[str, Any]]
+
+
+def make_sampler(name: SamplerName, scheduler: Schedule) -> Any:
     """A diffusers scheduler that samples what `scheduler`, that of training, describes.
 
     None of them clips: see `clip_x0`, which does it alike for all. "heun" calls the denoiser twice per step.
 
     Raises:
-        ValueError: an unknown name.
+        ValueError: an unknown name, or one that does not sample from such a schedule.
     """
-    if name not in SAMPLERS:
-        raise ValueError(f"sampler {name!r} is not one of {', '.join(SAMPLERS)}.")
-    sampler = SAMPLERS[name]
+    family = _FAMILIES[type(process_of(scheduler))]
+    if name not in family.samplers:
+        raise ValueError(f"sampler {name!r} is not one of {', '.join(family.samplers)}, those of {family.schedule}.")
+    sampler = family.samplers[name]
+    config = family.configuration(scheduler, sampler)
+    return getattr(diffusers, sampler.scheduler).from_config({**config, **sampler.arguments})
+
+
+def _beta_configuration(scheduler: Any, sampler: Sampler) -> dict[str, Any]:
     config = {**scheduler.config, "timestep_spacing": "trailing", "clip_sample": False, "thresholding": False}
     betas = scheduler.betas.clone()
     if scheduler.alphas_cumprod[-1] == 0:
@@ -87,7 +113,17 @@ def make_sampler(name: SamplerName, scheduler: DDPMScheduler) -> Any:
     if sampler.max_sigma is not None:
         signal = torch.cumprod(1 - betas, dim=0)[-1].item()
         config["sigma_max"] = min(sampler.max_sigma, ((1 - signal) / signal) ** 0.5)
-    return getattr(diffusers, sampler.scheduler).from_config({**config, **sampler.arguments})
+    return config
+
+
+def _edm_configuration(scheduler: Any, sampler: Sampler) -> dict[str, Any]:
+    return {**scheduler.config}
+
+
+_FAMILIES: dict[type, _Family] = {
+    Betas: _Family("a schedule of betas", SAMPLERS, _beta_configuration),
+    Preconditioned: _Family("EDM's schedule", EDM_SAMPLERS, _edm_configuration),
+}
 
 
 @torch.no_grad()
@@ -109,8 +145,9 @@ def sample(
 
     Args:
         denoise: of the target that `scheduler.config.prediction_type` names; a learned variance in its output is
-            used where the scheduler takes one (DDPMScheduler) and dropped elsewhere.
-        scheduler: any diffusers scheduler of the DDPM family, see `make_sampler`; it is copied, not changed.
+            used where the scheduler takes one (DDPMScheduler) and dropped elsewhere. For EDM it is F, see
+            `Preconditioned`.
+        scheduler: any diffusers scheduler of the DDPM or EDM family, see `make_sampler`; it is copied, not changed.
         shape: (C, *space) of one sample.
         seeds: N integers.
         steps: number of steps; the denoiser is called once in each, by Heun's method twice in all but the last.
@@ -118,8 +155,9 @@ def sample(
         on_step: called in every step, with nothing kept afterwards.
     """
     solver = copy.deepcopy(scheduler)
-    _set_timesteps(solver, steps)
-    process, count, channels = process_of(solver), len(solver.timesteps), shape[0]
+    process = process_of(solver)
+    process.set_timesteps(steps)
+    count, channels = len(solver.timesteps), shape[0]
     takes_variance = _takes_variance(solver)
     generators = [torch.Generator().manual_seed(seed) for seed in seeds]
     noise = {"generator": generators} if "generator" in inspect.signature(solver.step).parameters else {}
@@ -132,7 +170,8 @@ def sample(
         prediction, variance = split_variance(output, channels)
         assert variance is not None or not takes_variance, "the scheduler takes a learned variance, there is none"
         if on_step is not None:
-            on_step(index, count, x_t, process.x0(x_t, timesteps, prediction))
+            x0 = process.x0(x_t, timesteps, prediction)
+            on_step(index, count, process.picture(x_t, timesteps), x0)
         x = solver.step(output if takes_variance else prediction, timestep, x, **noise).prev_sample
     return x
 
@@ -141,18 +180,9 @@ def _takes_variance(solver: Any) -> bool:
     return isinstance(solver, DDPMScheduler) and solver.config["variance_type"] == "learned_range"
 
 
-def _set_timesteps(solver: Any, steps: int) -> None:
-    solver.set_timesteps(steps)
-    if solver.timesteps[-1] < 0:
-        # diffusers' trailing spacing ends, by rounding, in a surplus timestep -1 for some counts (61 of 1000).
-        solver.timesteps = solver.timesteps[:-1]
-        if hasattr(solver, "sigmas"):
-            solver.sigmas = torch.cat([solver.sigmas[:-2], solver.sigmas[-1:]])
-
-
 def sample_images(
     unet: nn.Module,
-    scheduler: DDPMScheduler,
+    scheduler: Schedule,
     num: int,
     *,
     labels: int | Sequence[int] | None = None,
@@ -175,7 +205,7 @@ def sample_images(
         scheduler: the one that the network was trained with.
         labels: a class or several, cycled over the images; without any, a network with a null class gets that.
         guidance: scale of classifier-free guidance; 1 for none.
-        sampler: a key of SAMPLERS.
+        sampler: a key of SAMPLERS, or for EDM's schedule of EDM_SAMPLERS.
         steps: 1 to T.
         seed: that of image 0.
         size: spatial size, one number for every dimension alike; the network's `sample_size` by default.
@@ -272,7 +302,7 @@ def _check_counts(*, num: int, batch_size: int, steps: int, most_steps: int) -> 
         if value < 1:
             raise ValueError(f"{name} is {value}; it must be at least 1.")
     if not 1 <= steps <= most_steps:
-        raise ValueError(f"steps is {steps}; it must be from 1 to {most_steps}, the timesteps of training.")
+        raise ValueError(f"steps is {steps}; it must be from 1 to {most_steps}, the timesteps of its schedule.")
 
 
 def _as_denoiser(unet: nn.Module) -> Denoiser:

@@ -11,10 +11,13 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 import torch
-from diffusers import DDPMScheduler
+from diffusers import DDPMScheduler, EDMEulerScheduler
 from torch import Tensor
 
 from unetdiff.diffusion.options import ScheduleName, TargetName, VarianceName
+
+# What a network was trained with: a table of betas, or the noise levels of EDM.
+Schedule = DDPMScheduler | EDMEulerScheduler
 
 
 @dataclass(frozen=True)
@@ -103,6 +106,14 @@ def make_schedule(
         clip_sample_range=1.0,
         **_schedule_arguments(name, num_train_timesteps),
     )
+
+
+def make_edm_schedule() -> EDMEulerScheduler:
+    """The noise levels and the preconditioning of EDM and EDM2 (Karras et al. 2022, table 1, last column).
+
+    sigma falls from 80 to 0.002 along equation 5 with rho 7, and data have a standard deviation of 0.5.
+    """
+    return EDMEulerScheduler(sigma_min=0.002, sigma_max=80.0, sigma_data=0.5, rho=7.0, prediction_type="epsilon")
 
 
 def target_name(scheduler: Any) -> TargetName:
