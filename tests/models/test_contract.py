@@ -65,13 +65,13 @@ def test_saved_and_loaded_is_equal(name: str, tmp_path) -> None:
 
 
 @every_network
-def test_compiled_is_equal(name: str) -> None:
+def test_compiled_is_equal_and_one_graph(name: str) -> None:
     unet = network(name)
     call = inputs(unet, size=6)
     expected = unet(**call).sample
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        compiled = torch.compile(unet, backend="aot_eager")
+        compiled = torch.compile(unet, backend="aot_eager", fullgraph=True)
         assert_close(compiled(**call).sample, expected, rtol=1e-4, atol=1e-4)
     torch._dynamo.reset()
 

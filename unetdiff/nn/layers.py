@@ -55,10 +55,9 @@ class StandardizedConv3d(Standardized, nn.Conv3d):
 
 def unit_rms(x: Tensor, axes: Sequence[int], eps: float) -> Tensor:
     """`x` over (its root mean square along `axes` + eps): (Karras et al. 2024, Eq. 66), in the type of `x`."""
-    count = math.prod(x.shape[axis] for axis in axes)
     # A norm, not a root of a mean of squares: its gradient at zero is zero, not infinite.
-    rms = torch.linalg.vector_norm(x, dim=tuple(axes), keepdim=True) / math.sqrt(count)
-    return x / (rms + eps)
+    norm = torch.linalg.vector_norm(x, dim=tuple(axes), keepdim=True)
+    return x / (norm / math.sqrt(x.numel() / norm.numel()) + eps)
 
 
 class Forced(nn.Module):
