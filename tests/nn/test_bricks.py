@@ -14,9 +14,7 @@ from unetdiff.nn.attention import SelfAttention, normalize_heads
 from unetdiff.nn.blocks import BLOCKS, PostNormBlock, PreNormBlock
 from unetdiff.nn.dims import crop, pad_to_multiple
 from unetdiff.nn.embed import ConditionedNorm, ConditionEmbedding, SinusoidalEmbedding
-from unetdiff.nn.layers import conv, zero_
 from unetdiff.nn.norm import make_norm
-from unetdiff.nn.resample import AsymmetricStridedConv, Nearest
 from unetdiff.nn.residual import merge_residual, mp_sum
 from unetdiff.nn.skips import ConcatSkip
 from unetdiff.spec import Norm, NormPlacement, Site, UNetSpec
@@ -181,40 +179,6 @@ def test_skip_is_scaled_and_normalised_as_placed() -> None:
     learned(x, skip).sum().backward()
     assert learned.scale is not None
     assert learned.scale.grad is not None
-
-
-def test_asymmetric_stride_pads_after_the_end() -> None:
-    layer = AsymmetricStridedConv(1, (2, 2), 2, "plain")
-    x = torch.randn(1, 1, 6, 6)
-    padded = torch.nn.functional.pad(x, (0, 1, 0, 1))
-    assert_close(layer(x), torch.nn.functional.conv2d(padded, layer.conv.weight, layer.conv.bias, stride=2))
-    assert AsymmetricStridedConv(1, (1, 2), 2, "plain")(x).shape == (1, 1, 6, 3)
-
-
-def test_nearest_repeats_per_axis() -> None:
-    x = torch.arange(4.0).reshape(1, 1, 2, 2)
-    assert_close(Nearest((1, 3))(x), x.repeat_interleave(3, dim=3))
-
-
-def test_standardized_convolution_does_not_see_the_size_of_its_weights() -> None:
-    x = torch.randn(2, 3, 5, 5)
-    layer, plain = conv(2, 3, 4, weights="standardized"), conv(2, 3, 4)
-    with torch.no_grad():
-        before, plain_before = layer(x), plain(x)
-        layer.weight.mul_(3).add_(1)
-        plain.weight.mul_(3).add_(1)
-        assert_close(layer(x), before, rtol=1e-4, atol=1e-4)
-        assert not torch.allclose(plain(x), plain_before)
-
-
-def test_standardized_convolution_starts_at_zero_without_an_explosion() -> None:
-    layer = zero_(conv(2, 3, 4, weights="standardized"))
-    x = torch.randn(2, 3, 5, 5)
-    assert layer(x).abs().max() == 0
-    layer(x).sum().backward()
-    gradients = {name: parameter.grad.abs().max() for name, parameter in layer.named_parameters()}
-    assert gradients["weight"] == 0
-    assert 0 < gradients["gain"] < 100
 
 
 @pytest.mark.parametrize(

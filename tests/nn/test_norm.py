@@ -7,7 +7,6 @@ import torch
 from torch import nn
 from torch.testing import assert_close
 
-from unetdiff.nn.layers import standardize_weight
 from unetdiff.nn.norm import GroupNorm, group_count, make_norm
 from unetdiff.spec import Norm
 
@@ -81,9 +80,3 @@ def test_batch_of_one_is_the_same_as_in_a_batch() -> None:
     x = sample(2)
     norm = GroupNorm(12, Norm(groups=4))
     assert_close(norm(x[:1]), norm(x)[:1])
-
-
-def test_standardized_weights_have_zero_mean_and_unit_gain() -> None:
-    weight = standardize_weight(torch.randn(5, 4, 3, 3) * 7 + 2)
-    assert_close(weight.mean((1, 2, 3)), torch.zeros(5), atol=1e-6, rtol=0)
-    assert_close(weight.square().sum((1, 2, 3)), torch.ones(5))
