@@ -44,6 +44,17 @@ def write_json(path: Path, value: Any) -> None:
     write_text(path, json.dumps(value, indent=2) + "\n")
 
 
+def read_json(path: Path) -> dict[str, Any]:
+    """A JSON object from a file; `ValueError` names the file."""
+    try:
+        value = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise ValueError(f"{path} cannot be read: {error}") from error
+    if not isinstance(value, dict):
+        raise ValueError(f"{path} holds {type(value).__name__}; expected a JSON object")
+    return value
+
+
 def write_folder(folder: Path, fill: Callable[[Path], None]) -> None:
     """Have `fill` write a folder that appears under its name complete, replacing one of that name.
 

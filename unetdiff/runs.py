@@ -12,11 +12,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from unetdiff.data.formats import DataFormat
-from unetdiff.files import write_folder, write_json
+from unetdiff.files import read_json, write_folder, write_json
 
 if TYPE_CHECKING:
-    from diffusers import DDPMScheduler, ModelMixin
+    from diffusers import ModelMixin
 
+    from unetdiff.diffusion.schedule import Schedule
     from unetdiff.models.unet import UNet
 
 INDEX = "model_index.json"
@@ -24,6 +25,26 @@ FORMAT = "data_format.json"
 DONE = "DONE.json"
 RAW_WEIGHTS = "training/weights.safetensors"
 AVERAGE = "training/ema_{}.safetensors"
+
+
+@dataclass(frozen=True)
+class _Kind:
+    """One kind of noise schedule in a scheduler folder.
+
+    keeper: the class of diffusers that holds it here. prefixes: how the classes are called from whose configuration
+    it can be read. in_pipelines: whether DDPMPipeline samples from such a network as it should; it scales no input.
+    """
+
+    keeper: str
+    prefixes: tuple[str, ...]
+    in_pipelines: bool
+
+
+_BETAS = ("DDPM", "DDIM", "PNDM", "DPMSolver", "UniPC", "EulerDiscrete", "EulerAncestral", "Heun", "DEIS")
+_KINDS = (
+    _Kind("DDPMScheduler", _BETAS, in_pipelines=True),
+    _Kind("EDMEulerScheduler", ("EDMEuler", "EDMDPMSolver"), in_pipelines=False),
+)
 
 
 @dataclass(frozen=True)
@@ -35,7 +56,7 @@ class Run:
     """
 
     unet: ModelMixin
-    scheduler: DDPMScheduler
+    scheduler: Schedule
     format: DataFormat
     folder: Path
 
@@ -51,17 +72,24 @@ def step_of(folder: Path) -> int | None:
     return json.loads(path.read_text())["step"] if path.is_file() else None
 
 
-def write_network(folder: Path, unet: UNet, scheduler: DDPMScheduler, format: DataFormat, step: int) -> None:
+def write_network(folder: Path, unet: UNet, scheduler: Schedule, format: DataFormat, step: int | None = None) -> None:
     """Write a network as `DDPMPipeline.from_pretrained` and `load_run` read it; the index comes last.
 
-    A kill at any moment leaves the previous network, the new one, or a folder without index, which says so.
+    A kill at any moment leaves the previous network, the new one, or a folder without index, which says so. Where
+    DDPMPipeline would sample wrongly the index names no scheduler, so that it refuses the folder; `load_run` finds
+    the scheduler in its own. `step` is how long the network was trained, where that is known.
     """
     (folder / INDEX).unlink(missing_ok=True)
     write_folder(folder / "unet", lambda inner: unet.save_pretrained(inner))
     write_folder(folder / "scheduler", lambda inner: scheduler.save_pretrained(inner))
     write_json(folder / FORMAT, format.to_dict())
-    write_json(folder / DONE, {"step": step})
-    index = {"_class_name": "DDPMPipeline", "unet": ["unetdiff", "UNet"], "scheduler": ["diffusers", "DDPMScheduler"]}
+    if step is not None:
+        write_json(folder / DONE, {"step": step})
+    index: dict[str, Any] = {"_class_name": "DDPMPipeline", "unet": ["unetdiff", "UNet"]}
+    kind = _kind(type(scheduler).__name__)
+    assert kind is not None, f"{type(scheduler).__name__} is no kind of noise schedule that load_run reads"
+    if kind.in_pipelines:
+        index["scheduler"] = ["diffusers", kind.keeper]
     write_json(folder / INDEX, index)
 
 
@@ -83,7 +111,7 @@ def load_run(path: str | Path, *, checkpoint: str | None = None, weights: str = 
     unet = _load_unet(folder)
     if weights != "ema":
         _load_weights(unet, folder, Path(path), weights)
-    return Run(unet.to(device).eval(), _load_scheduler(folder), _load_format(folder, unet), folder)
+    return Run(unet.to(device).eval(), load_scheduler(folder), _load_format(folder, unet), folder)
 
 
 def class_labels(text: str | None, run: Run) -> list[int] | None:
@@ -128,20 +156,9 @@ def _network_folder(path: Path, checkpoint: str | None) -> Path:
     return found[-1]
 
 
-def _read_json(path: Path) -> dict[str, Any]:
-    """A JSON object from a file; `ValueError` names the file."""
-    try:
-        value = json.loads(path.read_text())
-    except (OSError, ValueError) as error:
-        raise ValueError(f"{path} cannot be read: {error}") from error
-    if not isinstance(value, dict):
-        raise ValueError(f"{path} holds {type(value).__name__}; expected a JSON object")
-    return value
-
-
 def _load_unet(folder: Path) -> Any:
     """The U-Net of a diffusers folder, ours or diffusers' own; every weight must be there, and no other."""
-    library, name = _read_json(folder / INDEX).get("unet", (None, None))
+    library, name = read_json(folder / INDEX).get("unet", (None, None))
     if (library, name) == ("unetdiff", "UNet"):
         from unetdiff.models.unet import UNet as Network
     elif (library, name) == ("diffusers", "UNet2DModel"):
@@ -178,23 +195,28 @@ def _load_weights(unet: Any, folder: Path, run: Path, weights: str) -> None:
     raise ValueError(f"{folder} has no weights {weights!r} of its step beside it: they are in the checkpoints of a run")
 
 
-# The schedulers that describe noise by betas: what a network was trained with can be read from any of them.
-BETA_SCHEDULERS = ("DDPM", "DDIM", "PNDM", "DPMSolver", "UniPC", "EulerDiscrete", "EulerAncestral", "Heun", "DEIS")
+def load_scheduler(folder: Path) -> Schedule:
+    """The noise schedule of the training of the network in `folder`.
 
-
-def _load_scheduler(folder: Path) -> DDPMScheduler:
-    """The noise schedule of the network's training."""
-    from diffusers import DDPMScheduler
+    Raises:
+        ValueError: there is none, or its kind is not known.
+    """
+    import diffusers
 
     if not (folder / "scheduler").is_dir():
         raise ValueError(f"{folder} has no scheduler folder; expected a run, a checkpoint or a diffusers pipeline")
     path = folder / "scheduler" / "scheduler_config.json"
-    name = _read_json(path).get("_class_name", "")
-    if not name.startswith(BETA_SCHEDULERS):
-        raise ValueError(f"{path} is of {name or 'no class'}; expected one with betas, such as DDPMScheduler")
-    scheduler = DDPMScheduler.from_pretrained(folder, subfolder="scheduler")
-    assert isinstance(scheduler, DDPMScheduler)
-    return scheduler
+    name = read_json(path).get("_class_name", "")
+    kind = _kind(name)
+    if kind is None:
+        keepers = " or ".join(known.keeper for known in _KINDS)
+        raise ValueError(f"{path} is of {name or 'no class'}; expected one with betas or of EDM, such as {keepers}")
+    return getattr(diffusers, kind.keeper).from_pretrained(folder, subfolder="scheduler")
+
+
+def _kind(scheduler: str) -> _Kind | None:
+    """The kind of schedule that a class of diffusers describes."""
+    return next((kind for kind in _KINDS if scheduler.startswith(kind.prefixes)), None)
 
 
 def _load_format(folder: Path, unet: Any) -> DataFormat:
@@ -203,6 +225,6 @@ def _load_format(folder: Path, unet: Any) -> DataFormat:
     if not path.is_file():
         return DataFormat(dims=2, channels=unet.config["in_channels"], dtype="uint8", low=0.0, high=255.0)
     try:
-        return DataFormat.from_dict(_read_json(path))
+        return DataFormat.from_dict(read_json(path))
     except (TypeError, ValueError) as error:
         raise ValueError(f"{path} cannot be read: {error}") from error
