@@ -18,6 +18,7 @@ _HOMES = {
     "Norm": "unetdiff.spec",
     "NormPlacement": "unetdiff.spec",
     "Site": "unetdiff.spec",
+    "load_foreign": "unetdiff.models.interop.files",
     "load_run": "unetdiff.runs",
     "make_schedule": "unetdiff.diffusion.schedule",
     "sample_images": "unetdiff.diffusion.sampler",
@@ -31,6 +32,7 @@ if TYPE_CHECKING:
     from unetdiff.data.formats import DataFormat as DataFormat
     from unetdiff.diffusion.sampler import sample_images as sample_images
     from unetdiff.diffusion.schedule import make_schedule as make_schedule
+    from unetdiff.models.interop.files import load_foreign as load_foreign
     from unetdiff.models.unet import UNet as UNet
     from unetdiff.models.unet import UNetOutput as UNetOutput
     from unetdiff.runs import load_run as load_run

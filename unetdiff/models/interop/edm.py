@@ -163,7 +163,7 @@ def _labels(arguments: Arguments) -> Form:
     else:  # one-hot labels times sqrt(count), and a bias
 
         def table(given: Any) -> Tensor:
-            weight, bias = given
+            weight, bias = (entry.float() for entry in given)  # the sum of two halves rounds
             return torch.cat([weight.T * math.sqrt(count) + bias, bias[None]])
 
     return Form(table, _one_way)
@@ -231,4 +231,4 @@ def _weights(plan: Plan, arguments: Arguments) -> list[Weight]:
     return weights
 
 
-EDM = Library(complete=_complete, settings=_settings, weights=_weights, prepare=_prepare)
+EDM = Library(complete=_complete, settings=_settings, weights=_weights, prepare=_prepare, noise="edm")

@@ -118,4 +118,4 @@ def _weights(plan: Plan, arguments: Arguments) -> list[Weight]:
 
 _WAVES = {"frequency": "freqs", "phase": "phases"}
 
-EDM2 = Library(complete=_complete, settings=_settings, weights=_weights)
+EDM2 = Library(complete=_complete, settings=_settings, weights=_weights, noise="edm")

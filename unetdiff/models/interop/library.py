@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 from torch import Tensor
 
@@ -29,6 +29,7 @@ class Library:
         not have (a shortcut where no width changes) may be listed too.
     prepare: (complete arguments, their state dict) -> the same without what carries no weights.
     export: (our settings, choices) -> complete arguments; None where networks only come in.
+    noise: what its networks take as time: the number of a timestep of betas, or EDM's log(sigma) / 4.
     """
 
     complete: Callable[[Arguments], dict[str, Any]]
@@ -36,3 +37,4 @@ class Library:
     weights: Callable[[Plan, Arguments], list[Weight]]
     prepare: Callable[[Arguments, Mapping[str, Tensor]], Mapping[str, Tensor]] = _as_it_is
     export: Callable[[UNetSpec, Arguments], dict[str, Any]] | None = None
+    noise: Literal["betas", "edm"] = "betas"
