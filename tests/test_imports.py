@@ -25,6 +25,8 @@ ORDER = [
     ["data"],
     ["figures"],
     ["outputs", "runs"],
+    ["convert"],
+    ["models.interop.__main__"],
     ["training"],
 ]
 
