@@ -86,6 +86,15 @@ def command(*words: str, processes: int = 1, timeout: float = 300, **environment
     )
 
 
+def one_sentence(errors: str) -> str:
+    """The sentence of an error, which must be all there is besides progress bars."""
+    lines = [line for line in errors.replace("\r", "\n").splitlines() if line.strip() and "it/s" not in line]
+    spoken = [line for line in lines if line.startswith("error: ")]
+    assert len(spoken) == 1, errors
+    assert "Traceback" not in errors
+    return spoken[0]
+
+
 def left_behind(run: Path) -> dict[str, Tensor]:
     """Every tensor of a run's newest checkpoint: weights, averages, optimizer."""
     folder = checkpoints(run)[-1]

@@ -2,45 +2,16 @@
 
 from __future__ import annotations
 
-import runpy
 import shutil
-import sys
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import numpy as np
 import pytest
-from accelerate.state import AcceleratorState, GradientState, PartialState
 from PIL import Image
 
-from tests.runs import ROOT, command, command_arguments, fit
-
-
-@pytest.fixture
-def run_script(monkeypatch, capsys) -> Callable[..., tuple[int, str, str]]:
-    """Run a script of the repository in this process; returns its exit code, output and errors."""
-
-    def run(script: str, *words: str) -> tuple[int, str, str]:
-        for state in (AcceleratorState, PartialState, GradientState):
-            state._reset_state()
-        monkeypatch.setattr(sys, "argv", [script, *words])
-        with pytest.raises(SystemExit) as end:
-            runpy.run_path(str(ROOT / script), run_name="__main__")
-        output, errors = capsys.readouterr()
-        code = end.value.code
-        return (code if isinstance(code, int) else 0), output, errors
-
-    return run
-
-
-def one_sentence(errors: str) -> str:
-    """The sentence of an error, which must be all there is besides progress bars."""
-    lines = [line for line in errors.replace("\r", "\n").splitlines() if line.strip() and "it/s" not in line]
-    spoken = [line for line in lines if line.startswith("error: ")]
-    assert len(spoken) == 1, errors
-    assert "Traceback" not in errors
-    return spoken[0]
+from tests.runs import ROOT, command, command_arguments, fit, one_sentence
 
 
 def write_png(path: Path, shape: Sequence[int] = (8, 8, 3), value: int = 7) -> Path:
