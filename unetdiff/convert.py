@@ -43,8 +43,7 @@ def main() -> int:
     options = arguments(sys.argv[1:])  # before torch is imported
     with user_errors():
         _check_out(options.out)
-        from unetdiff.models.interop import LIBRARIES
-        from unetdiff.models.interop.files import load_foreign
+        from unetdiff.models.interop import LIBRARIES, load_foreign
         from unetdiff.runs import write_network
 
         unet = load_foreign(options.file, library=options.library, config=options.config)

@@ -15,6 +15,7 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from unetdiff.files import read_json
+from unetdiff.models.interop.foreign import from_foreign
 
 if TYPE_CHECKING:
     from unetdiff.models.unet import UNet
@@ -49,8 +50,6 @@ def load_foreign(path: str | Path, *, library: str, config: Mapping[str, Any] | 
         ValueError: in one sentence that names the file: it is missing, damaged, of another library, a pickle that
             would run code (none is ever loaded), without arguments, or not of the network that they describe.
     """
-    from unetdiff.models.interop import from_foreign  # which has this function among its names
-
     path = Path(path)
     contents = _read(path)
     if contents.library not in (None, library):
