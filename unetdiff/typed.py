@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Mapping
 from dataclasses import fields
+from functools import cache
 from types import UnionType
 from typing import Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
 
@@ -47,12 +48,15 @@ def _expected(hint: Any) -> str:
     )
 
 
+_hints = cache(get_type_hints)  # slow, and asked for at every value
+
+
 def check_types(value: Any) -> None:
     """Raise `ValueError` where a field of the dataclass `value` is not of its type, with what was expected.
 
     Dataclasses do not check; settings files, Python callers and JSON all pass through here.
     """
-    for name, hint in get_type_hints(type(value)).items():
+    for name, hint in _hints(type(value)).items():
         held = getattr(value, name)
         if not fits(held, hint):
             raise ValueError(f"{name} is {held!r}; expected {_expected(hint)}")
