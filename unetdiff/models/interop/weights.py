@@ -32,8 +32,16 @@ def one_to_one(ours: Callable[[Tensor], Tensor], theirs: Callable[[Tensor], Tens
 
 
 SAME = one_to_one(lambda tensor: tensor, lambda tensor: tensor)
+
+
+def _stack(tensors: Tensors) -> Tensor:
+    if len({tensor.shape for tensor in tensors}) > 1:
+        raise ValueError("parts of different shapes")
+    return torch.cat(tensors)
+
+
 # Queries, keys and values apart there, stacked here.
-STACKED = Form(torch.cat, lambda tensor: tensor.chunk(3))
+STACKED = Form(_stack, lambda tensor: tensor.chunk(3))
 
 
 def pointwise(dims: int) -> Form:
@@ -86,19 +94,17 @@ def translate(weights: Iterable[Weight], state: Mapping[str, Tensor]) -> dict[st
         try:
             ours[weight.ours] = weight.form.ours(tensors)
         except (RuntimeError, ValueError) as error:  # einops and torch say only what did not divide
-            shapes = [tuple(tensor.shape) for tensor in tensors]
-            raise ValueError(
-                f"{weight.theirs[0]!r} has shape {shapes}, which does not fit this configuration"
-            ) from error
+            raise misfit(weight, state) from error
     if rest:
         held = f"{len(rest)} weights" if len(rest) > 1 else "a weight"
         raise ValueError(f"the state dict holds {held} that this configuration does not have: {sorted(rest)[0]!r}")
     return ours
 
 
-def misfit(weight: Weight, held: Tensor) -> ValueError:
-    """The error for a tensor of theirs whose shape is not that of the configuration."""
-    return ValueError(f"{weight.theirs[0]!r} has shape {tuple(held.shape)}, which does not fit this configuration")
+def misfit(weight: Weight, state: Mapping[str, Tensor]) -> ValueError:
+    """The error for a weight whose tensors in their state dict have other shapes than the configuration says."""
+    held = " and ".join(f"{name!r} has shape {tuple(state[name].shape)}" for name in weight.theirs)
+    return ValueError(f"{held}, which does not fit this configuration")
 
 
 def translate_back(weights: Iterable[Weight], state: Mapping[str, Tensor]) -> dict[str, Tensor]:
