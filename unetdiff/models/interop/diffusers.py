@@ -295,7 +295,8 @@ def _closest(spec: UNetSpec) -> dict[str, Any]:
         "up_block_types": [(decoder[at].heads, decoder[at - 1].resampling if at else "") for at in range(len(decoder))],
     }
     residual = {name: [any(heads) for heads, way in rows if way == "residual"] for name, rows in ways.items()}
-    groups = _group_count(placement.encoder.norm, spec.channels[0])
+    norm = placement.encoder.norm if placement.encoder.norm.kind == "group" else placement.out
+    groups = _group_count(norm, spec.channels[0])
     return {
         "sample_size": spec.sample_size,
         "in_channels": spec.in_channels,
@@ -316,7 +317,7 @@ def _closest(spec: UNetSpec) -> dict[str, Any]:
         "attention_head_dim": _head_width(spec),
         "norm_num_groups": groups,
         "attn_norm_num_groups": _middle_groups(spec, groups),
-        "norm_eps": placement.encoder.norm.eps,
+        "norm_eps": norm.eps,
         "resnet_time_scale_shift": "default" if placement.time == "add" else "scale_shift",
         "add_attention": spec.middle_heads > 0,
         "num_class_embeds": None if spec.num_classes is None else spec.num_classes + spec.null_class,
