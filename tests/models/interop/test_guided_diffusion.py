@@ -209,7 +209,7 @@ def norms(**changes: Any) -> dict[str, Any]:
 
 # A change of our settings, and the setting that the error names.
 BEYOND: dict[str, tuple[str, dict[str, Any]]] = {
-    "channels": ("channels 48", {"channels": [32, 48]}),
+    "channels": ("channels 48", {"channels": [32, 48], "norm": "adm"}),
     "stem": ("stem_channels 0", {"stem_channels": 0}),
     "blocks_per_level": ("blocks [1, 2]", {"blocks": [1, 2]}),
     "light_decoder": ("decoder_blocks [1, 1]", {"decoder_blocks": 1}),
