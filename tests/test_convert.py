@@ -108,6 +108,8 @@ def test_pipelines_take_networks_of_betas_and_refuse_those_of_edm(tmp_path: Path
 
 def write_mistaken(folder: Path) -> None:
     """The files that MISTAKES name."""
+    from diffusers import DDPMPipeline, DDPMScheduler
+
     reference = small("edm2")
     plain = {name: tensor.contiguous() for name, tensor in reference.weights.items()}
     for name in ("weights", "cut"):
@@ -118,6 +120,8 @@ def write_mistaken(folder: Path) -> None:
     (folder / "good.json").write_text(json.dumps(reference.config))
     (folder / "misspelt.json").write_text(json.dumps({**reference.config, "model_chanels": 8}))
     (folder / "broken.json").write_text("{")
+    DDPMPipeline(small_diffusers(), DDPMScheduler()).save_pretrained(folder / "pipeline")
+    small_diffusers(out_channels=4).save_pretrained(folder / "classes")
     (folder / "full").mkdir()
     (folder / "full" / "thesis.tex").write_text("dear to someone")
 
@@ -144,6 +148,11 @@ MISTAKES: dict[str, tuple[list[str], str]] = {
     "meaningless": ([*ADM, "--schedule", "zero_terminal_snr"], "target 'epsilon' with schedule 'zero_terminal_snr'"),
     "timesteps": ([*ADM, "--num_train_timesteps", "1"], "num_train_timesteps is 1"),
     "class names": ([*EDM2, "--class_names", "ant,bee"], "--class_names has 2 names; the network has 3 classes"),
+    "schedule of a pipeline": (
+        ["--library", "diffusers", "{tmp}/pipeline", "--target", "v"],
+        "pipeline/scheduler says",
+    ),
+    "no denoiser": (["--library", "diffusers", "{tmp}/classes"], "the network makes 4 channels of 3"),
     "size": ([*EDM2, "--size", "8", "8", "8"], "--size is [8, 8, 8]"),
 }
 

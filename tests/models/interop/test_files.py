@@ -85,7 +85,7 @@ def test_folders_of_diffusers(legacy: bool, tmp_path: Path) -> None:
             assert_close(found, expected, rtol=1e-4, atol=1e-5)
 
 
-def small_diffusers() -> Any:
+def small_diffusers(**arguments: Any) -> Any:
     from diffusers import UNet2DModel
 
     unet = UNet2DModel(
@@ -94,6 +94,7 @@ def small_diffusers() -> Any:
         layers_per_block=1,
         down_block_types=("DownBlock2D",),
         up_block_types=("UpBlock2D",),
+        **arguments,
     )
     return unet.eval()
 
