@@ -15,7 +15,7 @@ from torch import Tensor
 from torch.testing import assert_close
 
 from tests.models.interop.make_fixtures import state_dict
-from tests.models.interop.reference import Reference, fixtures, read, small
+from tests.models.interop.reference import fixtures, read, small
 from unetdiff import UNet
 
 NETWORKS = ["edm_ncsnpp", "edm_dhariwal"]
@@ -225,9 +225,10 @@ def conv(weights: dict[str, Tensor], name: str, x: Tensor, padding: int | None =
     return F.conv2d(x, weight, weights[f"{name}.bias"], padding=weight.shape[-1] // 2 if padding is None else padding)
 
 
-def song_block(reference: Reference, at: str, x: Tensor, e: Tensor, resample: Callable[[Tensor], Tensor]) -> Tensor:
+def song_block(
+    weights: dict[str, Tensor], at: str, x: Tensor, e: Tensor, resample: Callable[[Tensor], Tensor]
+) -> Tensor:
     """A block of DDPM++ and NCSN++ without attention: sums are divided by the root of two."""
-    weights = reference.weights
     h = conv(weights, f"{at}.conv0", resample(F.silu(norm(weights, f"{at}.norm0", x))))
     entry = F.linear(F.silu(e), weights[f"{at}.affine.weight"], weights[f"{at}.affine.bias"])
     h = h + entry[:, :, None, None]
@@ -242,7 +243,7 @@ TAPS = (1, 3, 3, 1)
 def test_a_block_without_resampling() -> None:
     reference = small("edm_ncsnpp")
     x, e = torch.randn(2, 8, 6, 6), torch.randn(2, 8)
-    expected = song_block(reference, "enc.8x8_block0", x, e, lambda x: x)
+    expected = song_block(reference.weights, "enc.8x8_block0", x, e, lambda x: x)
     assert_close(reference.ours().encoder["level0_block0"](x, e), expected, rtol=1e-5, atol=1e-5)
 
 
@@ -251,20 +252,22 @@ def test_a_block_on_the_way_up_filters_what_it_spreads() -> None:
     reference = small("edm_ncsnpp")
     x, e = torch.randn(2, 16, 6, 6), torch.randn(2, 8)
     matrix = 2 * filter_matrix(TAPS, 12, 1).T
-    expected = song_block(reference, "dec.8x8_up", x, e, lambda x: along_both(matrix, x))
+    expected = song_block(reference.weights, "dec.8x8_up", x, e, lambda x: along_both(matrix, x))
     assert expected.shape == (2, 16, 12, 12)
     assert_close(reference.ours().decoder["level1_up"](x, e), expected, rtol=1e-5, atol=1e-5)
 
 
-def test_the_step_down_is_joined_by_the_input_pyramid() -> None:
+@pytest.mark.parametrize("taps", [TAPS, (1, 1)])
+def test_the_step_down_is_joined_by_the_input_pyramid(taps: tuple[int, ...]) -> None:
     """The stream is convolved with a border that the filter eats up, and joins as a residual branch does."""
-    reference = small("edm_ncsnpp")
+    config, weights = with_config("edm_ncsnpp", resample_filter=list(taps))
     x, stream, e = torch.randn(2, 8, 8, 8), torch.randn(2, 2, 8, 8), torch.randn(2, 8)
-    matrix = filter_matrix(TAPS, 8, 1)
-    down = song_block(reference, "enc.4x4_down", x, e, lambda x: along_both(matrix, x))
-    wide = conv(reference.weights, "enc.4x4_aux_residual", stream, padding=2)
-    expected = (down + along_both(filter_matrix(TAPS, 10, 0), wide)) / math.sqrt(2)
-    assert_close(reference.ours().encoder["level0_down"](x, e, stream), expected, rtol=1e-5, atol=1e-5)
+    border = (len(taps) - 1) // 2
+    down = song_block(weights, "enc.4x4_down", x, e, lambda x: along_both(filter_matrix(taps, 8, border), x))
+    wide = conv(weights, "enc.4x4_aux_residual", stream, padding=1 + border)
+    expected = (down + along_both(filter_matrix(taps, 8 + 2 * border, 0), wide)) / math.sqrt(2)
+    step = UNet.from_foreign("edm", config, weights).encoder["level0_down"]
+    assert_close(step(x, e, stream), expected, rtol=1e-5, atol=1e-5)
 
 
 def test_the_embedding_of_ncsnpp() -> None:
