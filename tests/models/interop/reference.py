@@ -35,6 +35,8 @@ SHARED_NAMES = (
     "edm_dhariwal",
     "edm_ncsnpp",
 )
+# What our networks call it.
+OUR_NAMES: dict[str, str] = {"c_noise": "timestep"}
 OWN_NAMES = ("adm_additive", "adm_scale_shift", "edm2", "edm_dhariwal", "edm_ncsnpp")
 
 
@@ -75,9 +77,6 @@ def read(path: Path) -> Reference:
         inputs["class_labels"] = labels(inputs.pop("class_onehot"))
     weights = {name: tensor.float() for name, tensor in weights.items()}
     return Reference(metadata["library"], json.loads(metadata["config"]), weights, inputs, tensors["output"])
-
-
-OUR_NAMES = {"c_noise": "timestep"}
 
 
 def labels(hot: Tensor) -> Tensor:
