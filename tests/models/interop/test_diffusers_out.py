@@ -145,6 +145,7 @@ def test_what_it_does_not_have_is_named(settings: dict[str, Any], named: str) ->
         UNet(**settings).to_foreign("diffusers")
 
 
+@pytest.mark.filterwarnings("ignore:a norm of")
 def test_groups_that_differ_by_width_in_the_same_way_are_refused() -> None:
     norm = {**NORM, "groups": 8}
     settings = {**SMALL, "channels": [8, 12], "attention": False}
