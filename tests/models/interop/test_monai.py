@@ -117,7 +117,7 @@ REFUSED: dict[str, dict[str, Any]] = {
     "no argument 'chanels'": {"chanels": (8,)},
     r"num_res_blocks is \(1, 2, 3\); expected 2 entries": {"num_res_blocks": (1, 2, 3)},
     r"attention_levels is \(True,\); expected 2 entries": {"attention_levels": (True,)},
-    "attention_levels is True; expected 2 entries": {"attention_levels": True},
+    "attention_levels is True; expected a list": {"attention_levels": True},
     r"num_head_channels is \(4,\); expected 2 entries": {"num_head_channels": (4,)},
     r"channels \[8, 16\] are not all multiples of norm_num_groups 3": {"norm_num_groups": 3},
     "odd first width": {"channels": (9, 12), "norm_num_groups": 3},

@@ -3,24 +3,41 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping
+from dataclasses import MISSING, fields
 from typing import Any
 
-REQUIRED = object()
+from unetdiff.typed import check_types, plain
 
 
-def complete(network: str, given: Mapping[str, Any], defaults: Mapping[str, Any]) -> dict[str, Any]:
-    """`given` with the library's `defaults` (or REQUIRED) for what it leaves out.
+def defaults(kind: type) -> dict[str, Any]:
+    """The arguments that a constructor does not need to be given, with their values."""
+    return {entry.name: entry.default for entry in fields(kind) if entry.default is not MISSING}
+
+
+def complete(network: str, given: Mapping[str, Any], kind: type) -> dict[str, Any]:
+    """`given` with the library's defaults for what it leaves out.
+
+    Args:
+        network: what to call the network in an error.
+        given: arguments by name.
+        kind: a dataclass whose fields are the constructor's arguments, with their types and defaults.
 
     Raises:
-        ValueError: an argument that the network does not have, or one that it needs and is not given.
+        ValueError: an argument that the network does not have, that it needs and is not given, or of another type.
     """
-    unknown = [name for name in given if name not in defaults]
+    known, optional = [entry.name for entry in fields(kind)], defaults(kind)
+    unknown = [name for name in given if name not in known]
     if unknown:
-        raise ValueError(f"{network} has no argument {unknown[0]!r}; it has: {', '.join(defaults)}")
-    missing = [name for name, default in defaults.items() if default is REQUIRED and name not in given]
+        raise ValueError(f"{network} has no argument {unknown[0]!r}; it has: {', '.join(known)}")
+    missing = [name for name in known if name not in optional and name not in given]
     if missing:
         raise ValueError(f"{network} needs the argument {missing[0]!r}")
-    return {**defaults, **given}
+    arguments = {name: plain(given.get(name, optional.get(name))) for name in known}
+    try:
+        check_types(kind(**arguments))
+    except ValueError as error:
+        raise ValueError(f"{network}: {error}") from error
+    return arguments
 
 
 def refuse(network: str, arguments: Mapping[str, Any], supported: Mapping[str, Collection[Any]]) -> None:

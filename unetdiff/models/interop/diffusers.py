@@ -8,51 +8,56 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import Any
 
 from torch import Tensor
 
-from unetdiff.models.interop.arguments import complete, refuse
+from unetdiff.models.interop.arguments import complete, defaults, refuse
 from unetdiff.models.interop.express import require_same
 from unetdiff.models.interop.library import Arguments, Library
 from unetdiff.models.interop.weights import STACKED, Weight, address, layer
 from unetdiff.models.plan import Plan, Step
 from unetdiff.nn.norm import group_count
 from unetdiff.spec import Norm, UNetSpec
-from unetdiff.typed import fits
 
 _NETWORK = "UNet2DModel"
-_DEFAULTS: dict[str, Any] = {
-    "sample_size": None,
-    "in_channels": 3,
-    "out_channels": 3,
-    "center_input_sample": False,
-    "time_embedding_type": "positional",
-    "time_embedding_dim": None,
-    "freq_shift": 0,
-    "flip_sin_to_cos": True,
-    "down_block_types": ["DownBlock2D", "AttnDownBlock2D", "AttnDownBlock2D", "AttnDownBlock2D"],
-    "mid_block_type": "UNetMidBlock2D",
-    "up_block_types": ["AttnUpBlock2D", "AttnUpBlock2D", "AttnUpBlock2D", "UpBlock2D"],
-    "block_out_channels": [224, 448, 672, 896],
-    "layers_per_block": 2,
-    "mid_block_scale_factor": 1,
-    "downsample_padding": 1,
-    "downsample_type": "conv",
-    "upsample_type": "conv",
-    "dropout": 0.0,
-    "act_fn": "silu",
-    "attention_head_dim": 8,
-    "norm_num_groups": 32,
-    "attn_norm_num_groups": None,
-    "norm_eps": 1e-5,
-    "resnet_time_scale_shift": "default",
-    "add_attention": True,
-    "class_embed_type": None,
-    "num_class_embeds": None,
-    "num_train_timesteps": None,  # read by the learned time embedding alone
-}
+
+
+@dataclass(frozen=True, kw_only=True)
+class _UNet2DModel:
+    """The constructor's arguments with their defaults."""
+
+    sample_size: int | Sequence[int] | None = None
+    in_channels: int = 3
+    out_channels: int = 3
+    center_input_sample: bool = False
+    time_embedding_type: str = "positional"
+    time_embedding_dim: int | None = None
+    freq_shift: int = 0
+    flip_sin_to_cos: bool = True
+    down_block_types: Sequence[str] = ("DownBlock2D", "AttnDownBlock2D", "AttnDownBlock2D", "AttnDownBlock2D")
+    mid_block_type: str | None = "UNetMidBlock2D"
+    up_block_types: Sequence[str] = ("AttnUpBlock2D", "AttnUpBlock2D", "AttnUpBlock2D", "UpBlock2D")
+    block_out_channels: Sequence[int] = (224, 448, 672, 896)
+    layers_per_block: int = 2
+    mid_block_scale_factor: float = 1
+    downsample_padding: int = 1
+    downsample_type: str = "conv"
+    upsample_type: str = "conv"
+    dropout: float = 0.0
+    act_fn: str = "silu"
+    attention_head_dim: int | None = 8
+    norm_num_groups: int = 32
+    attn_norm_num_groups: int | None = None
+    norm_eps: float = 1e-5
+    resnet_time_scale_shift: str = "default"
+    add_attention: bool = True
+    class_embed_type: str | None = None
+    num_class_embeds: int | None = None
+    num_train_timesteps: int | None = None  # read by the learned time embedding alone
+
+
 _ATTENDING = ("AttnDownBlock2D", "AttnUpBlock2D")
 # How a block leaves its level; an attending one as `downsample_type` or `upsample_type` says.
 _WAYS = {
@@ -75,8 +80,12 @@ _SUPPORTED = {
     "add_attention": (True, False),
     "class_embed_type": (None,),
 }
-_LEAST = {"in_channels": 1, "out_channels": 1, "layers_per_block": 1, "norm_num_groups": 1, "freq_shift": 0}
-_LEAST_OR_NONE = {
+_LEAST = {
+    "in_channels": 1,
+    "out_channels": 1,
+    "layers_per_block": 1,
+    "norm_num_groups": 1,
+    "freq_shift": 0,
     "time_embedding_dim": 0,  # another way to say None
     "attention_head_dim": 1,
     "attn_norm_num_groups": 1,
@@ -87,11 +96,9 @@ _LEAST_OR_NONE = {
 
 def _complete(given: Arguments) -> dict[str, Any]:
     """Without what a saved configuration says about itself (`_class_name`, ...)."""
-    arguments = complete(_NETWORK, {name: value for name, value in given.items() if name[0] != "_"}, _DEFAULTS)
+    arguments = complete(_NETWORK, {name: value for name, value in given.items() if name[0] != "_"}, _UNet2DModel)
     refuse(_NETWORK, arguments, _SUPPORTED)
     for name, ways in _WAYS.items():
-        if not fits(arguments[name], Sequence[str]):
-            raise ValueError(f"{_NETWORK}: {name} {arguments[name]!r} is not supported; expected a type per level")
         # The prefix of the first releases, which the library takes off as well.
         arguments[name] = [kind.removeprefix("UNetRes") for kind in arguments[name]]
         for kind in arguments[name]:
@@ -102,13 +109,12 @@ def _complete(given: Arguments) -> dict[str, Any]:
 
 
 def _check_numbers(arguments: Arguments) -> None:
-    for name, least in (_LEAST | _LEAST_OR_NONE).items():
+    for name, least in _LEAST.items():
         value = arguments[name]
-        allowed = value is None and name in _LEAST_OR_NONE
-        if not allowed and (not isinstance(value, int) or value < least):
+        if value is not None and value < least:
             raise ValueError(f"{_NETWORK}: {name} {value!r} is not supported; expected a whole number from {least}")
     channels = arguments["block_out_channels"]
-    if not fits(channels, Sequence[int]) or not channels or min(channels) < 1:
+    if not channels or min(channels) < 1:
         raise ValueError(f"{_NETWORK}: block_out_channels {channels!r} is not supported; expected a width per level")
     for name in _WAYS:
         if len(arguments[name]) != len(channels):
@@ -267,7 +273,7 @@ def _prepare(arguments: Arguments, state: Mapping[str, Tensor]) -> dict[str, Ten
 
 def _export(spec: UNetSpec, choices: Arguments) -> dict[str, Any]:
     """The arguments of the network that `spec` describes; choices may say otherwise what stays the same network."""
-    closest = {**_DEFAULTS, **_closest(spec)}
+    closest = {**defaults(_UNet2DModel), **_closest(spec)}
     # The null class is a label like any other there.
     labels = None if spec.num_classes is None else spec.num_classes + spec.null_class
     asked = replace(spec, num_classes=labels, null_class=False)

@@ -9,49 +9,56 @@ from __future__ import annotations
 import math
 import re
 import warnings
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from unetdiff.models.interop.arguments import REQUIRED, complete, refuse
+from unetdiff.models.interop.arguments import complete, refuse
 from unetdiff.models.interop.library import Arguments, Library
 from unetdiff.models.interop.weights import Form, Weight, address, layer, pointwise, projection
 from unetdiff.models.plan import Plan, Step
 
-_SHARED: dict[str, Any] = {
-    "class_name": REQUIRED,
-    "img_resolution": REQUIRED,
-    "in_channels": REQUIRED,
-    "out_channels": REQUIRED,
-    "label_dim": 0,
-    "augment_dim": 0,
-    "channel_mult_emb": 4,
-    "dropout": 0.1,
-    "label_dropout": 0,
-}
-_DEFAULTS: dict[str, dict[str, Any]] = {
-    "SongUNet": {
-        **_SHARED,
-        "model_channels": 128,
-        "channel_mult": [1, 2, 2, 2],
-        "num_blocks": 4,
-        "attn_resolutions": [16],
-        "embedding_type": "positional",
-        "channel_mult_noise": 1,
-        "encoder_type": "standard",
-        "decoder_type": "standard",
-        "resample_filter": [1, 1],
-    },
-    "DhariwalUNet": {
-        **_SHARED,
-        "model_channels": 192,
-        "channel_mult": [1, 2, 3, 4],
-        "num_blocks": 3,
-        "attn_resolutions": [32, 16, 8],
-    },
-}
+
+@dataclass(frozen=True, kw_only=True)
+class _Shared:
+    """The arguments that both constructors have, with their defaults, and the name of the class."""
+
+    class_name: str
+    img_resolution: int
+    in_channels: int
+    out_channels: int
+    label_dim: int = 0
+    augment_dim: int = 0
+    channel_mult_emb: int = 4
+    dropout: float = 0.1
+    label_dropout: float = 0
+
+
+@dataclass(frozen=True, kw_only=True)
+class _SongUNet(_Shared):
+    model_channels: int = 128
+    channel_mult: Sequence[int] = (1, 2, 2, 2)
+    num_blocks: int = 4
+    attn_resolutions: Sequence[int] = (16,)
+    embedding_type: str = "positional"
+    channel_mult_noise: int = 1
+    encoder_type: str = "standard"
+    decoder_type: str = "standard"
+    resample_filter: Sequence[int] = (1, 1)
+
+
+@dataclass(frozen=True, kw_only=True)
+class _DhariwalUNet(_Shared):
+    model_channels: int = 192
+    channel_mult: Sequence[int] = (1, 2, 3, 4)
+    num_blocks: int = 3
+    attn_resolutions: Sequence[int] = (32, 16, 8)
+
+
+_NETWORKS = {"SongUNet": _SongUNet, "DhariwalUNet": _DhariwalUNet}
 _SUPPORTED = {
     "embedding_type": ("positional", "fourier"),
     "encoder_type": ("standard", "residual"),
@@ -62,9 +69,9 @@ _DHARIWAL_HEAD_CHANNELS = 64
 
 def _complete(given: Arguments) -> dict[str, Any]:
     name = given.get("class_name")
-    if name not in _DEFAULTS:
-        raise ValueError(f"edm: class_name is {name!r}; expected {' or '.join(map(repr, _DEFAULTS))}")
-    arguments = complete(name, given, _DEFAULTS[name])
+    if name not in _NETWORKS:
+        raise ValueError(f"edm: class_name is {name!r}; expected {' or '.join(map(repr, _NETWORKS))}")
+    arguments = complete(name, given, _NETWORKS[name])
     if name == "SongUNet":
         refuse(name, arguments, _SUPPORTED)
     return arguments

@@ -7,39 +7,46 @@ non-commercial licence. `timestep` is the library's noise label, c_noise = log(s
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
-from unetdiff.models.interop.arguments import REQUIRED, complete, refuse
+from unetdiff.models.interop.arguments import complete, refuse
 from unetdiff.models.interop.library import Arguments, Library
 from unetdiff.models.interop.weights import SAME, Weight, address, layer, pointwise, projection
 from unetdiff.models.plan import Plan, Step
 from unetdiff.placement import PLACEMENTS
 
-_DEFAULTS: dict[str, Any] = {
-    "img_resolution": REQUIRED,
-    "img_channels": REQUIRED,
-    "label_dim": REQUIRED,
-    "model_channels": 192,
-    "channel_mult": [1, 2, 3, 4],
-    "channel_mult_noise": None,
-    "channel_mult_emb": None,
-    "num_blocks": 3,
-    "attn_resolutions": [16, 8],
-    "label_balance": 0.5,
-    "concat_balance": 0.5,
-    "resample_filter": [1, 1],
-    "channels_per_head": 64,
-    "dropout": 0.0,
-    "res_balance": 0.3,
-    "attn_balance": 0.3,
-    "clip_act": 256,
-}
+
+@dataclass(frozen=True, kw_only=True)
+class _UNet:
+    """The constructor's arguments, those of its blocks among them, with their defaults."""
+
+    img_resolution: int
+    img_channels: int
+    label_dim: int
+    model_channels: int = 192
+    channel_mult: Sequence[int] = (1, 2, 3, 4)
+    channel_mult_noise: int | None = None
+    channel_mult_emb: int | None = None
+    num_blocks: int = 3
+    attn_resolutions: Sequence[int] = (16, 8)
+    label_balance: float = 0.5
+    concat_balance: float = 0.5
+    resample_filter: Sequence[int] = (1, 1)
+    channels_per_head: int = 64
+    dropout: float = 0
+    res_balance: float = 0.3
+    attn_balance: float = 0.3
+    clip_act: float | None = 256
+
+
 # Their decoder filters before the nonlinearity, ours behind it: the same for repetition alone.
 _SUPPORTED = {"resample_filter": ([1, 1], (1, 1))}
 
 
 def _complete(given: Arguments) -> dict[str, Any]:
-    arguments = complete("EDM2's UNet", given, _DEFAULTS)
+    arguments = complete("EDM2's UNet", given, _UNet)
     refuse("EDM2's UNet", arguments, _SUPPORTED)
     return arguments
 

@@ -151,7 +151,7 @@ def _norm(name: str, norm: Norm, widths: Iterable[int]) -> dict[str, Any]:
     kind = "group" if norm.kind == "instance" else norm.kind
     acts = bool(distinct) and kind != "none"
     counts = {width: width if norm.kind == "instance" else _groups(norm, width) for width in distinct}
-    centred = norm.affine and norm.center and kind in ("group", "rms", "layer")
+    centred = norm.affine and norm.center and kind in ("group", "layer")
     return {
         f"{name}.kind": kind if distinct else None,
         f"{name}.groups": counts if acts and kind in ("group", "rms") else None,

@@ -62,8 +62,6 @@ def load_foreign(path: str | Path, *, library: str, config: Mapping[str, Any] | 
         return from_foreign(library, arguments, contents.weights)
     except ValueError as error:
         raise ValueError(f"{path}: {error}") from error
-    except TypeError as error:
-        raise ValueError(f"{path}: an argument of the network has the wrong type, {error}") from error
 
 
 def model_folder(path: Path) -> Path:

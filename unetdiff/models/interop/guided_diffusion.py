@@ -7,16 +7,15 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import MISSING, dataclass, fields
+from dataclasses import dataclass
 from typing import Any, Literal
 
-from unetdiff.models.interop.arguments import REQUIRED, complete
+from unetdiff.models.interop.arguments import complete
 from unetdiff.models.interop.express import require_same
 from unetdiff.models.interop.library import Arguments, Library
 from unetdiff.models.interop.weights import Weight, address, layer, pointwise, projection
 from unetdiff.models.plan import Plan, Step
 from unetdiff.spec import UNetSpec
-from unetdiff.typed import check_types
 
 _NETWORK = "guided-diffusion's UNetModel"
 _GROUPS = 32  # of every norm
@@ -46,20 +45,15 @@ class _UNetModel:
     resblock_updown: bool = False
     use_new_attention_order: bool = False
 
-    def __post_init__(self) -> None:
-        check_types(self)
 
-
-_DEFAULTS = {entry.name: REQUIRED if entry.default is MISSING else entry.default for entry in fields(_UNetModel)}
 # What our network leaves open: its default size, how rows of one layer are ordered, and how the library runs it.
 _CHOICES = ("image_size", "use_new_attention_order", "use_fp16", "use_checkpoint")
 
 
 def _complete(given: Arguments) -> dict[str, Any]:
-    arguments = complete(_NETWORK, given, _DEFAULTS)
-    if isinstance(arguments["attention_resolutions"], (set, frozenset)):
-        arguments["attention_resolutions"] = sorted(arguments["attention_resolutions"])
-    _UNetModel(**arguments)  # checks types
+    places = given.get("attention_resolutions")
+    sets = {"attention_resolutions": sorted(places)} if isinstance(places, (set, frozenset)) else {}
+    arguments = complete(_NETWORK, {**given, **sets}, _UNetModel)
     for width in _widths(arguments):
         if width < _GROUPS or width % _GROUPS:
             asked = f"model_channels {arguments['model_channels']} and channel_mult {list(arguments['channel_mult'])}"

@@ -8,35 +8,42 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
-from unetdiff.models.interop.arguments import REQUIRED, complete, refuse
+from unetdiff.models.interop.arguments import complete, refuse
 from unetdiff.models.interop.library import Arguments, Library
 from unetdiff.models.interop.weights import SAME, STACKED, Weight, address, layer
 from unetdiff.models.plan import Plan, Step
 
 _NETWORK = "MONAI's DiffusionModelUNet"
-_DEFAULTS: dict[str, Any] = {
-    "spatial_dims": REQUIRED,
-    "in_channels": REQUIRED,
-    "out_channels": REQUIRED,
-    "num_res_blocks": (2, 2, 2, 2),
-    "channels": (32, 64, 64, 64),
-    "attention_levels": (False, False, True, True),
-    "norm_num_groups": 32,
-    "norm_eps": 1e-6,
-    "resblock_updown": False,
-    "num_head_channels": 8,
-    "with_conditioning": False,
-    "transformer_num_layers": 1,
-    "cross_attention_dim": None,
-    "num_class_embeds": None,
-    "upcast_attention": False,
-    "dropout_cattn": 0.0,
-    "include_fc": True,
-    "use_combined_linear": False,
-    "use_flash_attention": False,
-}
+
+
+@dataclass(frozen=True, kw_only=True)
+class _DiffusionModelUNet:
+    """The constructor's arguments with their defaults."""
+
+    spatial_dims: int
+    in_channels: int
+    out_channels: int
+    num_res_blocks: int | Sequence[int] = (2, 2, 2, 2)
+    channels: Sequence[int] = (32, 64, 64, 64)
+    attention_levels: Sequence[bool] = (False, False, True, True)
+    norm_num_groups: int = 32
+    norm_eps: float = 1e-6
+    resblock_updown: bool = False
+    num_head_channels: int | Sequence[int] = 8
+    with_conditioning: bool = False
+    transformer_num_layers: int = 1
+    cross_attention_dim: int | None = None
+    num_class_embeds: int | None = None
+    upcast_attention: bool = False
+    dropout_cattn: float = 0.0
+    include_fc: bool = True
+    use_combined_linear: bool = False
+    use_flash_attention: bool = False
+
+
 # Theirs is built with spatial_dims 1, but its blocks add the timestep as to a volume and fail. `upcast_attention`,
 # `dropout_cattn` and `use_flash_attention` change nothing that a network without cross-attention computes.
 _SUPPORTED = {
@@ -49,16 +56,14 @@ _SUPPORTED = {
 
 
 def _complete(given: Arguments) -> dict[str, Any]:
-    arguments = complete(_NETWORK, given, _DEFAULTS)
+    arguments = complete(_NETWORK, given, _DiffusionModelUNet)
     refuse(_NETWORK, arguments, _SUPPORTED)
-    channels, groups = list(arguments["channels"]), arguments["norm_num_groups"]
+    channels, groups = arguments["channels"], arguments["norm_num_groups"]
     for name in ("num_res_blocks", "attention_levels", "num_head_channels"):
         value = arguments[name]
-        if isinstance(value, int) and name != "attention_levels":
-            value = [value] * len(channels)
-        if not isinstance(value, Sequence) or len(value) != len(channels):
+        arguments[name] = value = [value] * len(channels) if isinstance(value, int) else value
+        if len(value) != len(channels):
             raise ValueError(f"{_NETWORK}: {name} is {value!r}; expected {len(channels)} entries, one per level")
-        arguments[name] = list(value)
     if groups < 1 or any(width % groups for width in channels):
         raise ValueError(f"{_NETWORK}: channels {channels} are not all multiples of norm_num_groups {groups}")
     if channels[0] % 2:
