@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from functools import partial
+from functools import cached_property, partial
 from typing import Any, Literal
 
 from unetdiff.placement import NONE, PLACEMENTS, Norm, NormPlacement, Site
@@ -207,7 +207,7 @@ class Architecture:
 
     def _check_placement(self) -> None:
         """Whether the placement and the parts around it fit together."""
-        placement = NormPlacement.of(self.norm)
+        placement = self.placement
         if placement.weights == "mp_forced":
             if placement.time not in ("none", "scale"):
                 raise ValueError(f"norm.time is {placement.time!r}; weights 'mp_forced' have no biases: expected scale")
@@ -218,7 +218,7 @@ class Architecture:
             if "transposed" in _per_transition("upsample", self.upsample, len(self.channels)):
                 raise ValueError("upsample 'transposed' has no magnitude-preserving form; expected nearest or residual")
 
-    @property
+    @cached_property
     def placement(self) -> NormPlacement:
         """`norm` as a typed value."""
         return NormPlacement.of(self.norm)
