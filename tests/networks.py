@@ -68,7 +68,7 @@ NETWORKS: dict[str, dict[str, Any]] = {
     "mixed": {
         **SMALL,
         "channels": [8, 16, 16],
-        "stem_channels": 6,
+        "stem_channels": 4,
         "attention": [False, True, True],
         "attention_head_channels": [8, 4, 8],
         "decoder_attention_heads": [1, 2, 1],

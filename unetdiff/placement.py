@@ -25,7 +25,8 @@ class Norm:
         `batch` (mixes timesteps and samples, so it suits neither diffusion nor exact resume; `make_norm` warns).
     groups: upper limit on the number of groups; where it does not divide the channels, the largest divisor that
         leaves `min_group_channels` channels per group is taken.
-    eps: added to the variance (`rms`: to the mean square; `pixel`: to the root mean square, as EDM2).
+    eps: added to the variance (`rms`: to the mean square; `pixel`: to the root mean square, as EDM2, whose 1e-4 keeps
+        the gradient at zeros within float16).
     affine: learned scale; center: learned shift beside it (`rms` and `pixel` never have one).
     fp32_stats: statistics in float32 whatever the autocast.
     """

@@ -133,3 +133,17 @@ def test_damaged_weights_are_named(tmp_path: Path) -> None:
     weights.write_bytes(weights.read_bytes()[:100])
     with pytest.raises(ValueError, match="cannot be read"):
         load_run(run)
+
+
+@pytest.mark.filterwarnings("ignore:batch norm mixes the samples")
+def test_running_statistics_of_batch_norm_are_saved_and_loaded(tmp_path: Path) -> None:
+    """They are buffers: with the averaged weights and with the raw ones alike, and back in a run that goes on."""
+    run = tmp_path / "run"
+    made = fit(run, steps=3, model={"norm": {"preset": "ddpm", "out": {"kind": "batch"}}})
+    running = made.unet.get_buffer("head.sample.0.running_mean").clone()
+    assert running.abs().max() > 0
+    for weights in ("ema", "ema:1", "raw"):
+        loaded = load_run(run, weights=weights).unet.get_buffer("head.sample.0.running_mean")
+        assert torch.equal(loaded, running)
+    again = fit(run, steps=4, model={"norm": {"preset": "ddpm", "out": {"kind": "batch"}}})
+    assert again.unet.get_buffer("head.sample.0.num_batches_tracked") == 4

@@ -79,3 +79,20 @@ def test_without_averages_the_weights_stay() -> None:
     averages.update(1)
     with averages.swapped():
         assert averages.averages == []
+
+
+def test_buffers_are_the_modules_own() -> None:
+    """Batch norm's running statistics are averages by themselves: saved beside averaged weights, never mixed up."""
+    module = nn.Sequential(nn.Linear(2, 3), nn.BatchNorm1d(3))
+    averages = WeightAverages(module, EmaConfig())
+    assert averages.names == ["0.weight", "0.bias", "1.weight", "1.bias"]
+    module(torch.randn(8, 2) * 5 + 1)
+    with torch.no_grad():
+        module[0].weight.add_(1)
+    running = {name: buffer.clone() for name, buffer in module.named_buffers()}
+    assert running["1.running_mean"].abs().max() > 0
+    with averages.swapped():
+        saved = {name: tensor.clone() for name, tensor in module.state_dict().items()}
+    assert_close({name: saved[name] for name in running}, running, rtol=0, atol=0)
+    assert not torch.equal(saved["0.weight"], module.state_dict()["0.weight"])
+    assert_close(dict(module.named_buffers()), running, rtol=0, atol=0)

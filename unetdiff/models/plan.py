@@ -40,6 +40,11 @@ class Step:
     parameters: int = 0
     operations: int = 0
 
+    @property
+    def first(self) -> bool:
+        """Whether it is the first block, so that no nonlinearity of a block before it shaped its input."""
+        return self.side == "encoder" and self.name == "level0_block0"
+
 
 @dataclass(frozen=True, slots=True)
 class Plan:
@@ -65,6 +70,12 @@ class Plan:
     def features(self) -> tuple[Step, ...]:
         """The steps whose outputs the encoder returns, fine to coarse."""
         return tuple(step for step in self.side("encoder") if step.saves)
+
+    @property
+    def skips(self) -> dict[Step, Step]:
+        """For each step of the decoder that takes a saved feature, the step of the encoder that saved it."""
+        takers = [step for step in self.side("decoder") if step.skip]
+        return dict(zip(takers, reversed(self.features[: len(takers)]), strict=True))
 
     def __str__(self) -> str:
         return _table(self)

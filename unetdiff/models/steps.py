@@ -36,6 +36,7 @@ def _residual_block(spec: UNetSpec, step: Step, resample: nn.Module | None) -> R
         resample=resample,
         stride=step.stride if step.resampling == "block" else (),
         shortcut_conv=resample is not None and spec.resample_shortcut == "conv",
+        first=step.first,
     )
 
 
@@ -100,7 +101,7 @@ class Head(nn.Sequential):
     def __init__(self, spec: UNetSpec, step: Step):
         placement = spec.placement
         bare = placement.out.kind == "none"
-        reads = None if bare else spec.activation
+        reads = None if bare and placement.decoder.pos != "post" else spec.activation  # post: blocks end in one
         weights = "mp_forced" if placement.weights == "mp_forced" else "plain"
         out = conv(
             spec.dims, step.in_channels, step.out_channels, spec.head_kernel, weights=weights, reads=reads, gained=True

@@ -211,6 +211,12 @@ class UNet(ModelMixin, ConfigMixin):
         extra = sum(count_parameters(module) for module in (self.embedding, self.input_norm) if module is not None)
         return replace(self._plan, steps=steps, embedding_parameters=extra, size=tuple(size))
 
+    def describe(self) -> str:
+        """Which paths from input to output pass on the amplitude and the mean of the input (see `models.paths`)."""
+        from unetdiff.models.paths import describe
+
+        return describe(self._plan)
+
     def step_modules(self) -> dict[str, nn.Module]:
         """The module of every step of the plan by `step_key`."""
         walks = {"encoder": self.encoder, "middle": self.decoder, "decoder": self.decoder, "head": self.head}

@@ -21,6 +21,7 @@ class ResidualBlock(nn.Module):
     `resample`, where given, changes the resolution of branch and shortcut alike (Dhariwal & Nichol 2021); `stride`
     does it by the first convolution. The shortcut is a 1x1 convolution where the width changes, or where
     `shortcut_conv` asks for one. With `placement.residual` off there is no shortcut: two convolutions in a row.
+    `first`: no block comes before, whose nonlinearity would have shaped what a post-norm block reads.
     """
 
     conditioned_norm: ClassVar[Literal[1, 2]]  # which of the two norms the embedding enters
@@ -39,6 +40,7 @@ class ResidualBlock(nn.Module):
         resample: nn.Module | None = None,
         stride: Sequence[int] = (),
         shortcut_conv: bool = False,
+        first: bool = False,
     ):
         super().__init__()
         self.placement = placement
@@ -61,9 +63,10 @@ class ResidualBlock(nn.Module):
         self.norm1, self.norm2 = (plain, conditioned) if self.conditioned_norm == 2 else (conditioned, plain)
         # A norm that removes each channel's mean removes a bias before it.
         bias = not (site.pos == "post" and removes_mean(site.norm))
-        how = {"weights": weights, "reads": activation, "bias": bias}
-        self.conv1 = conv(dims, entry, out_channels, stride=entry_strides, **how)
-        self.conv2 = conv(dims, out_channels, out_channels, **how)
+        how = {"weights": weights, "bias": bias}
+        reads = None if first and site.pos == "post" else activation
+        self.conv1 = conv(dims, entry, out_channels, stride=entry_strides, reads=reads, **how)
+        self.conv2 = conv(dims, out_channels, out_channels, reads=activation, **how)
         self.activation = make_activation(activation, weights)
         self.dropout = nn.Dropout(dropout)
         if "branch" in placement.zero_init:

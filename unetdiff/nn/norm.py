@@ -16,8 +16,27 @@ from unetdiff.spec import Norm
 
 def group_count(channels: int, groups: int, min_group_channels: int) -> int:
     """The largest divisor of `channels` that is at most `groups` and leaves `min_group_channels` in each group."""
-    limit = max(1, min(groups, channels // min_group_channels))
+    limit = _most_groups(channels, groups, min_group_channels)
     return max(divisor for divisor in range(1, limit + 1) if channels % divisor == 0)
+
+
+def _most_groups(channels: int, groups: int, min_group_channels: int) -> int:
+    """How many groups are asked for: fewer where each would have too few channels (as min(32, C / 4) in EDM)."""
+    return max(1, min(groups, channels // min_group_channels))
+
+
+def _counted_groups(channels: int, norm: Norm) -> int:
+    """`group_count` for a layer; it warns where another number is taken than the one that is asked for."""
+    asked = _most_groups(channels, norm.groups, norm.min_group_channels)
+    taken = group_count(channels, norm.groups, norm.min_group_channels)
+    if taken != asked:
+        # Python shows a warning once per text: once for each width and number of groups.
+        warnings.warn(
+            f"a norm of {channels} channels cannot have {asked} groups: it has {taken}, the largest number below that "
+            "divides them; choose widths that the groups divide, or another number of groups",
+            stacklevel=2,
+        )
+    return taken
 
 
 class FloatStatistics(nn.Module):
@@ -57,14 +76,18 @@ class GroupNorm(FloatStatistics):
 
     def __init__(self, channels: int, norm: Norm, groups: int | None = None):
         super().__init__(channels, norm)
-        self.groups = group_count(channels, norm.groups, norm.min_group_channels) if groups is None else groups
+        self.groups = _counted_groups(channels, norm) if groups is None else groups
 
-    def normalize(self, x: Tensor) -> Tensor:
-        if x[0].numel() == self.groups:
+    def _check(self, x: Tensor) -> None:
+        """Refuse groups of a single value, of which nothing (without the mean: the sign alone) would be left."""
+        if x.shape[1:].numel() == self.groups:
             raise ValueError(
                 f"a norm over single values erases them: {x.shape[1]} channels in {self.groups} groups at size "
                 f"{list(x.shape[2:])}; give larger inputs, fewer levels or fewer groups"
             )
+
+    def normalize(self, x: Tensor) -> Tensor:
+        self._check(x)
         weight, bias = (None if entry is None else entry.to(x.dtype) for entry in (self.weight, self.bias))
         return F.group_norm(x, self.groups, weight, bias, self.eps)
 
@@ -75,6 +98,7 @@ class GroupRMSNorm(GroupNorm):
     widens = True
 
     def normalize(self, x: Tensor) -> Tensor:
+        self._check(x)
         grouped = rearrange(x, "n (g c) ... -> n g (c ...)", g=self.groups)
         scaled = grouped * (grouped.square().mean(-1, keepdim=True) + self.eps).rsqrt()
         return self._affine(scaled.reshape(x.shape))
@@ -108,7 +132,7 @@ NORMS = {
     "none": lambda channels, norm, dims: nn.Identity(),
     "group": lambda channels, norm, dims: GroupNorm(channels, norm),
     "layer": lambda channels, norm, dims: LayerNorm(channels, norm),
-    "rms": lambda channels, norm, dims: GroupRMSNorm(channels, norm),
+    "rms": lambda channels, norm, dims: GroupRMSNorm(channels, _uncentred(norm)),
     "pixel": lambda channels, norm, dims: PixelNorm(channels, _uncentred(norm)),
     "instance": lambda channels, norm, dims: GroupNorm(channels, norm, groups=channels),
     "batch": _batch_norm,
@@ -120,7 +144,13 @@ def _uncentred(norm: Norm) -> Norm:
 
 
 def make_norm(channels: int, norm: Norm, dims: int) -> nn.Module:
-    """The layer that `norm` describes for (N, channels, *space) in `dims` dimensions."""
+    """The layer that `norm` describes for (N, channels, *space) in `dims` dimensions.
+
+    Raises:
+        ValueError: for a norm over the channels of each position where there is only one.
+    """
+    if channels == 1 and norm.kind in ("layer", "pixel"):
+        raise ValueError(f"a {norm.kind} norm over 1 channel erases it: expected more channels, or another norm")
     return NORMS[norm.kind](channels, norm, dims)
 
 
