@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from functools import cached_property, partial
+from functools import partial
 from typing import Any, Literal
 
 from unetdiff.placement import NONE, PLACEMENTS, Norm, NormPlacement, Site
@@ -218,7 +218,7 @@ class Architecture:
             if "transposed" in _per_transition("upsample", self.upsample, len(self.channels)):
                 raise ValueError("upsample 'transposed' has no magnitude-preserving form; expected nearest or residual")
 
-    @cached_property
+    @property
     def placement(self) -> NormPlacement:
         """`norm` as a typed value."""
         return NormPlacement.of(self.norm)
