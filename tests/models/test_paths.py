@@ -10,10 +10,12 @@ import torch
 from torch import Tensor, nn
 
 from tests.networks import NETWORKS, SMALL, inputs, redraw
+from tests.runs import ROOT
 from unetdiff import UNet
 from unetdiff.models.paths import describe, paths, straddling
 from unetdiff.models.plan import make_plan
 from unetdiff.models.statistics import EXAMPLES
+from unetdiff.presets import PRESETS
 from unetdiff.spec import UNetSpec
 
 PRESET_NETWORKS = {f"example_{name}": {**entry, "channels": [8, 16, 16]} for name, entry in EXAMPLES.items()}
@@ -218,6 +220,13 @@ def test_groups_of_encoder_and_decoder_channels_are_named() -> None:
 def test_description_is_short() -> None:
     for settings in EVERY.values():
         assert len(describe(plan_of(settings)).splitlines()) <= 12
+
+
+@pytest.mark.skipif(not (ROOT / "docs").exists(), reason="a source distribution has no docs")
+def test_the_documentation_shows_what_is_printed() -> None:
+    page = (ROOT / "docs" / "placement.md").read_text()
+    for settings in (PRESETS["ddpm_cifar10"], EXAMPLES["edm2"], EXAMPLES["nnunet"]):
+        assert describe(plan_of(settings)) in page
 
 
 def test_the_description_of_ddpm() -> None:

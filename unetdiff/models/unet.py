@@ -86,7 +86,8 @@ class UNet(ModelMixin, ConfigMixin):
 
     Takes the fields of `UNetSpec` as keyword arguments. Any input size goes in and the exact size comes back. It
     is a diffusers model: `save_pretrained`, `from_pretrained`, the hub, `enable_gradient_checkpointing` and the
-    pipelines work. `print(unet.plan)` shows every step with its parameters and operations.
+    pipelines work. `print(unet.plan)` shows every step with its parameters and operations, `print(unet.describe())`
+    what the norms leave of the input's amplitude and mean.
 
     Ronneberger et al. 2015 (the U), Ho et al. 2020 (as a denoiser), Dhariwal & Nichol 2021 (its later form).
 
