@@ -208,7 +208,7 @@ def test_branches_are_told_apart_from_the_stream() -> None:
 
 def test_groups_of_encoder_and_decoder_channels_are_named() -> None:
     """256 + 128 channels in 32 groups of 12: the 22nd has channels of both."""
-    plan = UNet.from_preset("ddpm_cifar10").layout
+    plan = plan_of(PRESETS["ddpm_cifar10"])
     assert [(step.name, step.in_channels, step.skip, groups) for step, groups in straddling(plan)] == [
         ("level1_block2", 256, 128, 32),
         ("level0_block0", 256, 128, 32),
