@@ -79,6 +79,11 @@ class Site:
             object.__setattr__(self, "attention", _as(Norm, self.attention))
         check_types(self)
 
+    @property
+    def before_attention(self) -> Norm:
+        """The norm before self-attention, where the placement has one there."""
+        return self.norm if self.attention is None else self.attention
+
 
 @dataclass(frozen=True, slots=True)
 class NormPlacement:
@@ -125,7 +130,8 @@ class NormPlacement:
             for name in names:
                 if getattr(self, name) is not None:
                     object.__setattr__(self, name, _as(kind, getattr(self, name)))
-        object.__setattr__(self, "zero_init", frozenset(self.zero_init))
+        if not isinstance(self.zero_init, str):  # a word alone is refused below, not taken letter by letter
+            object.__setattr__(self, "zero_init", frozenset(self.zero_init))
         check_types(self)
         sites = (self.encoder, self.decoder, self.site("middle"))
         bare = [site for site in sites if site.pos == "post" and not site.norm.affine]
@@ -137,6 +143,10 @@ class NormPlacement:
             raise ValueError("zero_init 'branch' with residual 'off' would silence the network: leave 'branch' out")
         if self.weights == "mp_forced" and self.zero_init:
             raise ValueError("weights 'mp_forced' have no size that could start at zero: expected zero_init []")
+        for name in ("residual_t", "attention_t", "concat_t"):
+            share = getattr(self, name)
+            if share is not None and not 0 < share < 1:
+                raise ValueError(f"{name} is {share}; expected a share between 0 and 1")
         if self.clip is not None and self.clip <= 0:
             raise ValueError(f"clip is {self.clip}; expected a positive bound")
 
@@ -161,6 +171,11 @@ class NormPlacement:
         if side == "middle":
             return self.middle or self.encoder
         return self.encoder if side == "encoder" else self.decoder
+
+    @property
+    def attention_balance(self) -> float:
+        """The share of self-attention in magnitude-preserving sums."""
+        return self.residual_t if self.attention_t is None else self.attention_t
 
     def to_json(self) -> dict[str, Any]:
         """The placement as a JSON object that `of` takes back."""

@@ -176,8 +176,9 @@ class Architecture:
             held = getattr(self, name)
             if held is not None and min([held] if isinstance(held, int) else held) < 1:
                 raise ValueError(f"{name} is {held}; expected at least 1")
-        if not 0 <= self.frequency_shift < max(self.waves // 2, 2):
-            raise ValueError(f"frequency_shift is {self.frequency_shift}; expected 0 or 1")
+        if not 0 <= self.frequency_shift < (self.waves // 2 if self.time_embedding == "sinusoidal" else 2):
+            held = f"frequency_shift is {self.frequency_shift}"
+            raise ValueError(f"{held}; expected 0 or 1, and less than the {self.waves // 2} frequencies")
         if not 0 <= self.label_balance <= 1:
             raise ValueError(f"label_balance is {self.label_balance}; expected 0 to 1")
         if not 0 <= self.dropout < 1:
@@ -195,7 +196,8 @@ class Architecture:
         strides = self.stride_tuples(dims)
         if self.resample_filter is not None:
             if len(self.resample_filter) < 2 or len(self.resample_filter) % 2 or sum(self.resample_filter) <= 0:
-                raise ValueError(f"resample_filter is {list(self.resample_filter)}; expected an even number of taps")
+                held = f"resample_filter is {list(self.resample_filter)}"
+                raise ValueError(f"{held}; expected an even number of taps with a positive sum")
             if any(factor > 2 for row in strides for factor in row):
                 raise ValueError(f"resample_filter needs strides of 1 or 2; strides are {self.strides}")
         downs = _per_transition("downsample", self.downsample, len(self.channels))
@@ -227,6 +229,11 @@ class Architecture:
     def waves(self) -> int:
         """Width of the sinusoids or Fourier features."""
         return self.wave_channels or self.channels[0]
+
+    @property
+    def embedded_time(self) -> TimeInput:
+        """What of the timestep is embedded."""
+        return self.time_input or ("timestep" if self.time_embedding == "sinusoidal" else "thousandth")
 
     @property
     def middle_heads(self) -> int:

@@ -194,8 +194,9 @@ def _attention_norm(plan: Plan, step: Step) -> Crossing | None:
     """The norm that what passes self-attention crosses."""
     assert step.side != "head"
     placement, site = plan.placement, plan.placement.site(step.side)
-    norm = site.norm if site.attention is None else site.attention
-    before = _crossing("attention's norm", norm, step.out_channels) if placement.attention == "pre" else ()
+    before = (
+        _crossing("attention's norm", site.before_attention, step.out_channels) if placement.attention == "pre" else ()
+    )
     if not before and placement.qk == "rms_values":
         before = (Crossing("attention's value norm", "rms", step.out_channels, step.heads),)
     return before[0] if before else None

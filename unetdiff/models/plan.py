@@ -17,7 +17,8 @@ Kind = Literal["stem", "block", "down", "up", "head"]
 class Step:
     """One step of a walk through the U.
 
-    name: its key in the state dict. level: 0 is the finest. in_channels: before the skip. skip: channels of the
+    name: its key in the state dict. level: 0 is the finest. number: of a block among those of its level, or of the
+    middle. in_channels: before the skip. skip: channels of the
     saved feature that this step takes (0: none). heads: attention heads (0: no attention after the block).
     saves: whether its output is kept for the decoder. stream: channels of the input pyramid that it reads (0: none).
     stride: per axis, for steps that change the resolution; resampling: how ("": not at all).
@@ -37,13 +38,14 @@ class Step:
     stream: int = 0
     stride: tuple[int, ...] = ()
     resampling: str = ""
+    number: int = 0
     parameters: int = 0
     operations: int = 0
 
     @property
     def first(self) -> bool:
         """Whether it is the first block, so that no nonlinearity of a block before it shaped its input."""
-        return self.side == "encoder" and self.name == "level0_block0"
+        return (self.side, self.kind, self.level, self.number) == ("encoder", "block", 0, 0)
 
 
 @dataclass(frozen=True, slots=True)
@@ -103,7 +105,9 @@ def _encoder(spec: UNetSpec, levels: Sequence[LevelSpec]) -> list[Step]:
     for number, level in enumerate(levels):
         for block, heads in enumerate(level.heads):
             name = f"level{number}_block{block}"
-            steps.append(Step(name, "encoder", "block", number, width, level.channels, heads=heads, **entry))
+            steps.append(
+                Step(name, "encoder", "block", number, width, level.channels, heads=heads, number=block, **entry)
+            )
             width, entry = level.channels, {}
         how: dict[str, Any] = {"stride": level.stride, "resampling": level.resampling}
         if level.resampling == "block":
@@ -124,7 +128,7 @@ def _middle(spec: UNetSpec) -> list[Step]:
         return []
     return [
         Step("middle_block0", "middle", "block", last, width, width, heads=spec.middle_heads),
-        Step("middle_block1", "middle", "block", last, width, width),
+        Step("middle_block1", "middle", "block", last, width, width, number=1),
     ]
 
 
@@ -155,7 +159,7 @@ def _decoder(spec: UNetSpec, levels: Sequence[LevelSpec], encoder: Sequence[Step
             source = sources.pop() if sources else None
             skip = source.out_channels if source else 0
             name = f"level{number}_block{block}"
-            step = Step(name, "decoder", "block", number, width, level.channels, skip=skip, heads=heads)
+            step = Step(name, "decoder", "block", number, width, level.channels, skip, heads, number=block)
             steps.append(_Taking(step, source.name if source else None))
             width = level.channels
         if number:

@@ -92,25 +92,23 @@ class PyramidStep(nn.Module):
         return merge_attention(self.down(x, embedding), self.stream(skip), self.placement)
 
 
-class Head(nn.Sequential):
+def _head(spec: UNetSpec, step: Step) -> nn.Sequential:
     """norm and activation, convolution: from the decoder's finest features (N, C, *space) to one output.
 
     Without a norm there is no activation either: what comes last in the decoder is read as it is.
     """
-
-    def __init__(self, spec: UNetSpec, step: Step):
-        placement = spec.placement
-        bare = placement.out.kind == "none"
-        reads = None if bare and placement.decoder.pos != "post" else spec.activation  # post: blocks end in one
-        weights = "mp_forced" if placement.weights == "mp_forced" else "plain"
-        out = conv(
-            spec.dims, step.in_channels, step.out_channels, spec.head_kernel, weights=weights, reads=reads, gained=True
-        )
-        if "out" in placement.zero_init:
-            zero_(out)
-        norm = make_norm(step.in_channels, placement.out, spec.dims)
-        activation = nn.Identity() if bare else make_activation(spec.activation, placement.weights)
-        super().__init__(norm, activation, out)
+    placement = spec.placement
+    bare = placement.out.kind == "none"
+    reads = None if bare and placement.decoder.pos != "post" else spec.activation  # post: blocks end in one
+    weights = "mp_forced" if placement.weights == "mp_forced" else "plain"
+    out = conv(
+        spec.dims, step.in_channels, step.out_channels, spec.head_kernel, weights=weights, reads=reads, gained=True
+    )
+    if "out" in placement.zero_init:
+        zero_(out)
+    norm = make_norm(step.in_channels, placement.out, spec.dims)
+    activation = nn.Identity() if bare else make_activation(spec.activation, placement.weights)
+    return nn.Sequential(norm, activation, out)
 
 
 def _stem(spec: UNetSpec, step: Step) -> nn.Module:
@@ -135,7 +133,7 @@ def _up(spec: UNetSpec, step: Step) -> nn.Module:
     return PlainStep(UP[step.resampling](*widths, step.stride, spec.dims, spec.placement.weights))
 
 
-STEPS = {"stem": _stem, "block": BlockStep, "down": _down, "up": _up, "head": Head}
+STEPS = {"stem": _stem, "block": BlockStep, "down": _down, "up": _up, "head": _head}
 
 
 def build_step(spec: UNetSpec, step: Step) -> nn.Module:

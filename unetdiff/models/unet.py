@@ -5,7 +5,7 @@ from __future__ import annotations
 import inspect
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from diffusers import ConfigMixin, ModelMixin
@@ -97,7 +97,7 @@ class UNet(ModelMixin, ConfigMixin):
 
     config_name = "config.json"
     _supports_gradient_checkpointing = True
-    _keep_in_fp32_modules = ("waves",)  # random frequencies up to 50: the waves of a rounded one are others
+    _keep_in_fp32_modules: ClassVar[list[str]] = ["waves"]  # diffusers reads it where it loads in half precision
 
     def __init__(self, **settings: Any):
         super().__init__()

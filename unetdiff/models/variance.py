@@ -277,8 +277,7 @@ class BlockRule(Rule):
             return 1.0
         placement = self.spec.placement
         kind = "sum" if placement.residual == "off" else placement.residual
-        t = placement.residual_t if placement.attention_t is None else placement.attention_t
-        return SHARES[kind](t)[0] if "attention" in placement.zero_init else UNKNOWN
+        return SHARES[kind](placement.attention_balance)[0] if "attention" in placement.zero_init else UNKNOWN
 
     @property
     def out(self) -> float:

@@ -35,8 +35,7 @@ class SelfAttention(nn.Module):
     def __init__(self, channels: int, heads: int, placement: NormPlacement, site: Site, dims: int):
         super().__init__()
         self.heads, self.placement = heads, placement
-        norm = site.norm if site.attention is None else site.attention
-        self.norm = make_norm(channels, norm, dims) if placement.attention == "pre" else nn.Identity()
+        self.norm = make_norm(channels, site.before_attention, dims) if placement.attention == "pre" else nn.Identity()
         cosine = placement.qk == "l2"
         self.temperature = nn.Parameter(torch.full((heads, 1, 1), START_TEMPERATURE)) if cosine else None
         self.query_key_value = linear(channels, 3 * channels, weights=placement.weights)

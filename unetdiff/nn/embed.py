@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Self
 
 import torch
 from torch import Tensor, nn
@@ -38,7 +38,18 @@ class SinusoidalEmbedding(nn.Module):
         return torch.cat(waves, dim=-1)
 
 
-class FourierEmbedding(nn.Module):
+class _Float32Buffers(nn.Module):
+    """Keeps its buffers in float32 in a network of half precision: the waves of a rounded frequency are others."""
+
+    def _apply(self, fn: Any, recurse: bool = True) -> Self:
+        exact = dict(self.named_buffers(recurse=False))
+        super()._apply(fn, recurse)
+        for name, buffer in exact.items():
+            self.register_buffer(name, buffer.to(self.get_buffer(name).device))
+        return self
+
+
+class FourierEmbedding(_Float32Buffers):
     """Random Fourier features (Tancik et al. 2020): cos and sin of 2 pi f t for f ~ N(0, scale^2).
 
     The frequencies are drawn once and saved with the weights. (N,) in, (N, channels) float32 out.
@@ -59,7 +70,7 @@ class FourierEmbedding(nn.Module):
         return torch.cat(waves, dim=-1)
 
 
-class FourierPhaseEmbedding(nn.Module):
+class FourierPhaseEmbedding(_Float32Buffers):
     """Random frequencies and phases, of unit magnitude: sqrt(2) cos(f t + p) (Karras et al. 2024, Eq. 75).
 
     f / 2 pi ~ N(0, 1) and p ~ U(0, 2 pi), both in radians, drawn once and saved with the weights. (N,) in,
@@ -109,7 +120,7 @@ class ConditionEmbedding(nn.Module):
         self.num_classes, self.null_class = spec.num_classes, spec.null_class
         self.enters_waves = spec.label_entry == "waves"
         timed = spec.time_embedding != "none"
-        self.time_input = spec.time_input or ("timestep" if spec.time_embedding == "sinusoidal" else "thousandth")
+        self.time_input = spec.embedded_time
         self.waves = TIME_EMBEDDINGS[spec.time_embedding](spec) if timed else None
         self.time = self.make_time(spec.waves, width) if timed else None
         classes = spec.num_classes

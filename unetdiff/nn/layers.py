@@ -114,7 +114,7 @@ def force_unit_weights(layers: Iterable[Forced]) -> None:
         for layer in layers:
             # Through `data`: a second call before `backward` changes nothing that autograd would have to refuse.
             stored = layer.stored.data
-            # With next to no eps, so that a second call finds nothing left to do.
+            # With next to no eps, so that a second call finds next to nothing left to do.
             stored.copy_(unit_rms(stored.float(), range(1, stored.ndim), eps=1e-20))
 
 
@@ -129,9 +129,12 @@ LINEARS = {"plain": nn.Linear, "standardized": nn.Linear, "mp_forced": ForcedLin
 Reads = Activation | Literal["waves"] | None
 
 
-def _input_rms(reads: Reads) -> float:
-    """Root mean square of what a layer reads; of sine and cosine of one angle it is that of 1/2."""
-    return {None: 1.0, "waves": math.sqrt(0.5)}.get(reads) or ACTIVATIONS[reads].rms  # pyright: ignore
+# Root mean square of what a layer reads; the mean square of sine and cosine of one angle is 1/2.
+_INPUT_RMS: dict[Reads, float] = {
+    None: 1.0,
+    "waves": math.sqrt(0.5),
+    **{name: response.rms for name, response in ACTIVATIONS.items()},
+}
 
 
 def _start(layer: nn.Module, fan_in: int, reads: Reads) -> nn.Module:
@@ -142,7 +145,7 @@ def _start(layer: nn.Module, fan_in: int, reads: Reads) -> nn.Module:
             nn.init.normal_(weight)
             force_unit_weights([layer])
             return layer
-        nn.init.normal_(weight, std=1 / (_input_rms(reads) * math.sqrt(fan_in)))
+        nn.init.normal_(weight, std=1 / (_INPUT_RMS[reads] * math.sqrt(fan_in)))
         if isinstance(layer, Standardized) and reads in ACTIVATIONS:
             layer.gain.fill_(1 / ACTIVATIONS[reads].std)  # a filter of zero mean does not see the input's mean
         if layer.bias is not None:
@@ -197,6 +200,7 @@ def zero_(module: nn.Module) -> nn.Module:
 
     A standardized or forced filter has no size of its own: its gain is what becomes zero.
     """
+    assert not isinstance(module, Forced) or module.gain is not None, "forced weights without a gain cannot be zero"
     for name, parameter in module.named_parameters():
         if not (isinstance(module, (Standardized, Forced)) and name == "weight"):
             nn.init.zeros_(parameter)

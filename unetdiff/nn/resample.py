@@ -50,24 +50,27 @@ class Filter(nn.Module):
     it. padding: positions added at each end; None: what keeps the size but for the stride. (Song et al. 2021.)
     """
 
-    kernel: Tensor
-
     def __init__(self, taps: Sequence[int], stride: Sequence[int], *, up: bool = False, padding: int | None = None):
         super().__init__()
         self.stride, self.up = tuple(stride), up
-        kernel = torch.ones(())
-        for factor in self.stride:
-            row = torch.tensor(taps, dtype=torch.float32) if factor > 1 else torch.ones(1)
-            kernel = kernel[..., None] * row / row.sum()
-        scale = math.prod(self.stride) if up else 1
-        self.register_buffer("kernel", kernel * scale, persistent=False)
+        # Numbers, not a buffer: a network built without storage has nothing to fill in that its weights do not hold.
+        self.taps = tuple(tap / sum(taps) for tap in taps)
         keeps = (len(taps) - 1) // 2 if padding is None else padding
         self.padding = tuple(keeps if factor > 1 else 0 for factor in self.stride)
 
     def forward(self, x: Tensor) -> Tensor:
         run = (FUNCTIONAL_CONV_TRANSPOSE if self.up else FUNCTIONAL_CONV)[len(self.stride)]
-        kernel = self.kernel.to(x.dtype).expand(x.shape[1], 1, *self.kernel.shape)
+        kernel = self.kernel(x)
+        kernel = kernel.expand(x.shape[1], 1, *kernel.shape)
         return run(x, kernel, stride=self.stride, padding=self.padding, groups=x.shape[1])
+
+    def kernel(self, like: Tensor) -> Tensor:
+        """The filter in all dimensions, of the type and on the device of `like`, made there without a copy."""
+        row = torch.cat([like.new_full((1,), tap) for tap in self.taps])
+        kernel = like.new_full((), math.prod(self.stride) if self.up else 1)
+        for factor in self.stride:
+            kernel = kernel[..., None] * (row if factor > 1 else like.new_ones(1))
+        return kernel
 
 
 def resample_down(stride: Sequence[int], dims: int, taps: Sequence[int] | None) -> nn.Module:

@@ -30,5 +30,5 @@ def merge_residual(x: Tensor, branch: Tensor, placement: NormPlacement) -> Tenso
 
 def merge_attention(x: Tensor, branch: Tensor, placement: NormPlacement) -> Tensor:
     """The residual stream `x` after self-attention joined it: as other branches, but never instead of it."""
-    t = placement.residual_t if placement.attention_t is None else placement.attention_t
-    return RESIDUALS["sum" if placement.residual == "off" else placement.residual](x, branch.to(x.dtype), t)
+    kind = "sum" if placement.residual == "off" else placement.residual
+    return RESIDUALS[kind](x, branch.to(x.dtype), placement.attention_balance)

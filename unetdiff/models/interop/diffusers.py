@@ -16,7 +16,7 @@ from torch import Tensor
 from unetdiff.models.interop.arguments import complete, defaults, refuse
 from unetdiff.models.interop.express import require_same
 from unetdiff.models.interop.library import Arguments, Library
-from unetdiff.models.interop.weights import STACKED, Weight, address, layer
+from unetdiff.models.interop.weights import STACKED, Weight, address, layer, layers
 from unetdiff.models.plan import Plan, Step
 from unetdiff.nn.norm import group_count
 from unetdiff.spec import Norm, UNetSpec
@@ -208,12 +208,11 @@ _ATTENTION_NAMES = {"query": "to_q", "key": "to_k", "value": "to_v", "proj_attn"
 
 
 def _residual(step: Step, theirs: str) -> list[Weight]:
-    pairs = [(f"{address(step)}.residual.{here}", f"{theirs}.{there}") for there, here in _BLOCK.items()]
-    return [weight for pair in pairs for weight in layer(*pair)]
+    return layers(_BLOCK, theirs, f"{address(step)}.residual")
 
 
 def _block(step: Step, at: str) -> list[Weight]:
-    number = step.name.rpartition("block")[2]
+    number = step.number
     ours, theirs = f"{address(step)}.attention", f"{at}.attentions.{number}"
     weights = _residual(step, f"{at}.resnets.{number}")
     if step.heads:
@@ -342,8 +341,7 @@ def _group_count(norm: Norm, width: int) -> int:
 
 def _middle_groups(spec: UNetSpec, groups: int) -> int | None:
     """Groups of the norm before the middle's attention; None where theirs has them, or has no norm, by itself."""
-    site = spec.placement.site("middle")
-    norm = site.norm if site.attention is None else site.attention
+    norm = spec.placement.site("middle").before_attention
     if not spec.middle_heads or spec.placement.attention == "none" or norm.kind != "group":
         return None
     count = _group_count(norm, spec.channels[-1])

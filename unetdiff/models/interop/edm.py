@@ -7,7 +7,6 @@ non-commercial licence. `timestep` is the library's noise label, c_noise = log(s
 from __future__ import annotations
 
 import math
-import re
 import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -18,7 +17,7 @@ from torch import Tensor
 
 from unetdiff.models.interop.arguments import complete, refuse
 from unetdiff.models.interop.library import Arguments, Library
-from unetdiff.models.interop.weights import Form, Weight, address, layer, pointwise, projection
+from unetdiff.models.interop.weights import Form, Weight, address, layer, layers, pointwise, projection
 from unetdiff.models.plan import Plan, Step
 
 
@@ -149,7 +148,7 @@ def _prepare(arguments: Arguments, state: Mapping[str, Tensor]) -> dict[str, Ten
     taps = torch.tensor(arguments.get("resample_filter", [1, 1]), dtype=torch.float32)
     expected = torch.outer(taps, taps) / taps.sum() ** 2
     for name, held in filters.items():
-        if held.shape[-2:] != expected.shape or not torch.allclose(held.float(), expected.expand_as(held)):
+        if held.shape[-2:] != expected.shape or not torch.allclose(held.float(), expected.expand_as(held), atol=1e-3):
             raise ValueError(f"{name!r} in the state dict is another filter than resample_filter {taps.tolist()}")
     rest = {name: tensor for name, tensor in state.items() if name not in filters}
     if arguments["augment_dim"]:
@@ -180,11 +179,12 @@ def _one_way(tensor: Tensor) -> Any:
     raise NotImplementedError("networks of EDM only come in")
 
 
+_BLOCK = {"norm0": "norm1", "conv0": "conv1", "affine": "norm2.project", "norm1": "norm2.norm", "conv1": "conv2"}
+_BLOCK |= {"skip": "shortcut"}
+
+
 def _block(step: Step, theirs: str) -> list[Weight]:
-    ours = f"{address(step)}.residual"
-    pairs = {"norm0": "norm1", "conv0": "conv1", "affine": "norm2.project", "norm1": "norm2.norm", "conv1": "conv2"}
-    pairs |= {"skip": "shortcut"}
-    weights = [weight for there, here in pairs.items() for weight in layer(f"{ours}.{here}", f"{theirs}.{there}")]
+    weights = layers(_BLOCK, theirs, f"{address(step)}.residual")
     if step.heads:
         ours = f"{address(step)}.attention"
         weights += layer(f"{ours}.norm", f"{theirs}.norm2")
@@ -200,29 +200,34 @@ def _down(step: Step, theirs: str) -> list[Weight]:
     return inner + layer(f"{address(step)}.stream.conv", theirs.removesuffix("_down") + "_aux_residual")
 
 
+def _head(step: Step, at: str, arguments: Arguments) -> list[Weight]:
+    names = (f"{at}_aux_norm", f"{at}_aux_conv") if arguments["class_name"] == "SongUNet" else ("out_norm", "out_conv")
+    return layer(f"{address(step)}.0", names[0]) + layer(f"{address(step)}.2", names[1])
+
+
+def _named(step: Step) -> str:
+    """What follows the resolution in the name of a block of theirs."""
+    if step.kind != "block":
+        return step.kind
+    return f"{'in' if step.side == 'middle' else 'block'}{step.number}"
+
+
+_STEPS: dict[str, Callable[[Step, str, Arguments], list[Weight]]] = {
+    "stem": lambda step, at, arguments: layer(f"{address(step)}.module", f"{at}_conv"),
+    "block": lambda step, at, arguments: _block(step, f"{at}_{_named(step)}"),
+    "down": lambda step, at, arguments: _down(step, f"{at}_{_named(step)}"),
+    "up": lambda step, at, arguments: _block(step, f"{at}_{_named(step)}"),
+    "head": lambda step, at, arguments: _head(step, at, arguments),
+}
+
+
 def _walk(plan: Plan, arguments: Arguments) -> list[Weight]:
     """The steps of the plan, by the names that EDM gives them: resolution first."""
     weights: list[Weight] = []
     for step in plan.steps:
-        side = "enc" if step.side == "encoder" else "dec"
-        at = f"{side}.{_resolution(arguments, step.level)}x{_resolution(arguments, step.level)}"
-        number = re.sub(r".*block", "", step.name)
-        named: dict[str, Callable[[], list[Weight]]] = {
-            "stem": lambda step=step, at=at: layer(f"{address(step)}.module", f"{at}_conv"),
-            "down": lambda step=step, at=at: _down(step, f"{at}_down"),
-            "up": lambda step=step, at=at: _block(step, f"{at}_up"),
-            "block": lambda step=step, at=at, number=number: _block(
-                step, f"{at}_{'in' if step.side == 'middle' else 'block'}{number}"
-            ),
-            "head": lambda step=step, at=at: _head(step, at, arguments),
-        }
-        weights += named[step.kind]()
+        side, size = "enc" if step.side == "encoder" else "dec", _resolution(arguments, step.level)
+        weights += _STEPS[step.kind](step, f"{side}.{size}x{size}", arguments)
     return weights
-
-
-def _head(step: Step, at: str, arguments: Arguments) -> list[Weight]:
-    names = (f"{at}_aux_norm", f"{at}_aux_conv") if arguments["class_name"] == "SongUNet" else ("out_norm", "out_conv")
-    return layer(f"{address(step)}.0", names[0]) + layer(f"{address(step)}.2", names[1])
 
 
 def _weights(plan: Plan, arguments: Arguments) -> list[Weight]:

@@ -6,14 +6,13 @@ non-commercial licence. `timestep` is the library's noise label, c_noise = log(s
 
 from __future__ import annotations
 
-import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from unetdiff.models.interop.arguments import complete, refuse
 from unetdiff.models.interop.library import Arguments, Library
-from unetdiff.models.interop.weights import SAME, Weight, address, layer, pointwise, projection
+from unetdiff.models.interop.weights import SAME, Weight, address, layer, layers, pointwise, projection
 from unetdiff.models.plan import Plan, Step
 from unetdiff.placement import PLACEMENTS
 
@@ -42,7 +41,7 @@ class _UNet:
 
 
 # Their decoder filters before the nonlinearity, ours behind it: the same for repetition alone.
-_SUPPORTED = {"resample_filter": ([1, 1], (1, 1))}
+_SUPPORTED = {"resample_filter": ([1, 1],)}
 
 
 def _complete(given: Arguments) -> dict[str, Any]:
@@ -92,10 +91,12 @@ def _bare(ours: str, theirs: str) -> list[Weight]:
     return layer(ours, theirs, SAME, bias=False)
 
 
+_BLOCK = {"conv_res0": "conv1", "emb_linear": "norm2.project", "conv_res1": "conv2", "conv_skip": "shortcut"}
+
+
 def _block(step: Step, theirs: str) -> list[Weight]:
     ours = f"{address(step)}.residual"
-    pairs = {"conv_res0": "conv1", "emb_linear": "norm2.project", "conv_res1": "conv2", "conv_skip": "shortcut"}
-    weights = [weight for there, here in pairs.items() for weight in _bare(f"{ours}.{here}", f"{theirs}.{there}")]
+    weights = layers(_BLOCK, theirs, ours, bias=False)
     weights.append(Weight(f"{ours}.norm2.project.gain", (f"{theirs}.emb_gain",)))
     if step.heads:
         form = projection("h c q", step.heads, 2)
@@ -117,9 +118,8 @@ def _weights(plan: Plan, arguments: Arguments) -> list[Weight]:
             weights += _bare(f"{address(step)}.2", "out_conv")
             weights.append(Weight(f"{address(step)}.2.gain", ("out_gain",)))
         else:
-            number = re.sub(r".*block", "", step.name)
-            names = {"down": "down", "up": "up", "block": f"{'in' if step.side == 'middle' else 'block'}{number}"}
-            weights += _block(step, f"{at}_{names[step.kind]}")
+            block = f"{'in' if step.side == 'middle' else 'block'}{step.number}"
+            weights += _block(step, f"{at}_{block if step.kind == 'block' else step.kind}")
     return weights
 
 

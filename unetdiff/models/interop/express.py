@@ -83,7 +83,7 @@ def _conditions(spec: UNetSpec) -> dict[str, Any]:
     balanced = timed and labelled and spec.placement.weights == "mp_forced"
     return {
         "time_embedding": kind,
-        "time_input": (spec.time_input or ("timestep" if kind == "sinusoidal" else "thousandth")) if timed else None,
+        "time_input": spec.embedded_time if timed else None,
         "wave_channels": spec.waves if timed else None,
         "time_channels": spec.embedding_channels,
         "frequency_shift": spec.frequency_shift if kind == "sinusoidal" else None,
@@ -101,11 +101,10 @@ def _norms(spec: UNetSpec, plan: Plan) -> dict[str, Any]:
     skips = [step for step in plan.steps if step.skip]
     attends = any(step.heads for step in plan.steps)
     balanced = placement.residual == "mp"
-    attention_t = placement.residual_t if placement.attention_t is None else placement.attention_t
     found: dict[str, Any] = {
         "residual": placement.residual,
         "residual_t": placement.residual_t if balanced else None,
-        "attention_t": attention_t if balanced and (attends or spec.input_pyramid) else None,
+        "attention_t": placement.attention_balance if balanced and (attends or spec.input_pyramid) else None,
         "time": "none" if spec.embedding_channels is None else placement.time,
         "weights": placement.weights,
         "clip": placement.clip,
@@ -141,7 +140,7 @@ def _site(spec: UNetSpec, side: str, site: Site, blocks: list[Step]) -> dict[str
         f"{side}.pos": ("post" if site.pos == "post" else "pre") if blocks else None,
         **_norm(f"{side}.norm", site.norm, widths),
         **_norm(f"{side}.main", site.main, [step.out_channels for step in blocks]),
-        **_norm(f"{side}.attention", site.norm if site.attention is None else site.attention, attending),
+        **_norm(f"{side}.attention", site.before_attention, attending),
     }
 
 

@@ -13,7 +13,7 @@ from typing import Any, Literal
 from unetdiff.models.interop.arguments import complete
 from unetdiff.models.interop.express import require_same
 from unetdiff.models.interop.library import Arguments, Library
-from unetdiff.models.interop.weights import Weight, address, layer, pointwise, projection
+from unetdiff.models.interop.weights import Weight, address, layer, layers, pointwise, projection
 from unetdiff.models.plan import Plan, Step
 from unetdiff.spec import UNetSpec
 
@@ -116,8 +116,7 @@ _BLOCK = {
 
 
 def _residual(step: Step, theirs: str) -> list[Weight]:
-    pairs = [(f"{address(step)}.residual.{ours}", f"{theirs}.{name}") for name, ours in _BLOCK.items()]
-    return [weight for ours, name in pairs for weight in layer(ours, name)]
+    return layers(_BLOCK, theirs, f"{address(step)}.residual")
 
 
 def _attention(step: Step, theirs: str, arguments: Arguments) -> list[Weight]:

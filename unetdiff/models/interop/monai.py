@@ -6,14 +6,13 @@ library's `timesteps`.
 
 from __future__ import annotations
 
-import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from unetdiff.models.interop.arguments import complete, refuse
 from unetdiff.models.interop.library import Arguments, Library
-from unetdiff.models.interop.weights import SAME, STACKED, Weight, address, layer
+from unetdiff.models.interop.weights import SAME, STACKED, Weight, address, layer, layers
 from unetdiff.models.plan import Plan, Step
 
 _NETWORK = "MONAI's DiffusionModelUNet"
@@ -100,17 +99,16 @@ def _settings(arguments: Arguments) -> dict[str, Any]:
 
 _BLOCK = {
     "norm1": "norm1",
-    "conv1": "conv1.conv",
-    "norm2.project": "time_emb_proj",
-    "norm2.norm": "norm2",
-    "conv2": "conv2.conv",
-    "shortcut": "skip_connection.conv",
+    "conv1.conv": "conv1",
+    "time_emb_proj": "norm2.project",
+    "norm2": "norm2.norm",
+    "conv2.conv": "conv2",
+    "skip_connection.conv": "shortcut",
 }
 
 
 def _residual(step: Step, theirs: str) -> list[Weight]:
-    ours = f"{address(step)}.residual"
-    return [weight for here, there in _BLOCK.items() for weight in layer(f"{ours}.{here}", f"{theirs}.{there}")]
+    return layers(_BLOCK, theirs, f"{address(step)}.residual")
 
 
 def _attention(step: Step, theirs: str, arguments: Arguments) -> list[Weight]:
@@ -124,11 +122,10 @@ def _attention(step: Step, theirs: str, arguments: Arguments) -> list[Weight]:
 
 
 def _block(step: Step, plan: Plan, arguments: Arguments) -> list[Weight]:
-    number = int(re.sub(r".*block", "", step.name))
-    at = f"{_level(step, step.level, plan)}.{{}}.{number}"
+    at = f"{_level(step, step.level, plan)}.{{}}.{step.number}"
     block, attention = at.format("resnets"), at.format("attentions")
     if step.side == "middle":
-        block, attention = f"middle_block.resnet_{number + 1}", "middle_block.attention"
+        block, attention = f"middle_block.resnet_{step.number + 1}", "middle_block.attention"
     return _residual(step, block) + _attention(step, attention, arguments)
 
 

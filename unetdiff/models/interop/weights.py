@@ -82,6 +82,12 @@ def layer(ours: str, theirs: str | Sequence[str], form: Form = SAME, *, bias: bo
     return [Weight(f"{ours}.{part}", tuple(f"{name}.{part}" for name in names), form) for part in parts]
 
 
+def layers(names: Mapping[str, str], theirs: str, ours: str, *, bias: bool = True) -> list[Weight]:
+    """The layers of one module under both names; `names` maps theirs to ours."""
+    pairs = ((f"{ours}.{here}", f"{theirs}.{there}") for there, here in names.items())
+    return [weight for pair in pairs for weight in layer(*pair, bias=bias)]
+
+
 def translate(weights: Iterable[Weight], state: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """Our state dict from theirs. Raises `ValueError` for a key of theirs that is missing or left over."""
     rest = dict(state)
