@@ -121,6 +121,8 @@ def write_mistaken(folder: Path) -> None:
     (folder / "misspelt.json").write_text(json.dumps({**reference.config, "model_chanels": 8}))
     (folder / "broken.json").write_text("{")
     DDPMPipeline(small_diffusers(), DDPMScheduler()).save_pretrained(folder / "pipeline")
+    learned = DDPMScheduler(variance_type="learned_range")
+    DDPMPipeline(small_diffusers(), learned).save_pretrained(folder / "variance")
     small_diffusers(out_channels=4).save_pretrained(folder / "classes")
     (folder / "full").mkdir()
     (folder / "full" / "thesis.tex").write_text("dear to someone")
@@ -135,7 +137,7 @@ MISTAKES: dict[str, tuple[list[str], str]] = {
     "truncated": (["--library", "edm2", "{tmp}/cut.safetensors", *GOOD], "cut.safetensors cannot be read"),
     "code": (["--library", "edm2", "{tmp}/code.pt", *GOOD], "code.pt is a pickle that may run code"),
     "pickle": (["--library", "edm", "{tmp}/network.pkl", *GOOD], "network.pkl is a pickle that may run code"),
-    "library": (["--library", "edm3", "{tmp}/weights.safetensors", *GOOD], "no library is called 'edm3'"),
+    "library": (["--library", "edm3", "{tmp}/no.safetensors", *GOOD], "invalid choice: 'edm3'"),
     "other library": (["--library", "edm", EDM2[2]], "holds a network of edm2, not of edm"),
     "misspelt": ([*PLAIN, "--config", "{tmp}/misspelt.json"], "model_chanels"),
     "no config": (PLAIN, "does not hold the network's arguments"),
@@ -148,6 +150,9 @@ MISTAKES: dict[str, tuple[list[str], str]] = {
     "meaningless": ([*ADM, "--schedule", "zero_terminal_snr"], "target 'epsilon' with schedule 'zero_terminal_snr'"),
     "timesteps": ([*ADM, "--num_train_timesteps", "1"], "num_train_timesteps is 1"),
     "class names": ([*EDM2, "--class_names", "ant,bee"], "--class_names has 2 names; the network has 3 classes"),
+    "class name twice": ([*EDM2, "--class_names", "ant,bee,ant"], "--class_names has 'ant' twice"),
+    "class names of bytes": ([*EDM2, "--class_names", EDM2[2]], "is no text file"),
+    "variance of a pipeline": (["--library", "diffusers", "{tmp}/variance"], "takes a learned variance"),
     "schedule of a pipeline": (
         ["--library", "diffusers", "{tmp}/pipeline", "--target", "v"],
         "pipeline/scheduler says",

@@ -151,6 +151,10 @@ REFUSED = {
     "expected zero_init []": {"norm": {"weights": "mp_forced", "time": "scale"}},
     "would silence the network": {"norm": {"residual": "off"}},
     "clip is 0": {"norm": {"clip": 0}},
+    "concat_t is 1": {"norm": {"concat_t": 1}},
+    "attention_t is -0.1": {"norm": {"attention_t": -0.1}},
+    "zero_init is 'branch'; expected a list": {"norm": {"zero_init": "branch"}},
+    "less than the 1 frequencies": {"channels": [2, 4], "frequency_shift": 1},
     "upsample 'transposed' has no": {"norm": "edm2", "upsample": "transposed"},
 }
 

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, get_args
 
 from unetdiff.command import CommandParser, user_errors
 from unetdiff.diffusion.options import ScheduleName, TargetName, VarianceName, check_combination
+from unetdiff.models.interop import LIBRARY_NAMES
 
 if TYPE_CHECKING:
     from unetdiff.data.formats import DataFormat
@@ -25,7 +26,7 @@ def arguments(given: Sequence[str]) -> argparse.Namespace:
     """The command line, checked as far as that goes without the network."""
     parser = CommandParser(prog="python -m unetdiff.models.interop", description=__doc__)
     parser.add_argument("file", type=Path, metavar="FILE", help="a .safetensors or .pt file, or a diffusers folder")
-    parser.add_argument("--library", required=True, help="diffusers, guided-diffusion, edm, edm2 or monai")
+    parser.add_argument("--library", required=True, choices=LIBRARY_NAMES, help="whose network it is")
     parser.add_argument("--config", type=Path, metavar="JSON", help="the arguments of the network's constructor there "
                         "(default: those that FILE holds)")  # fmt: skip
     parser.add_argument("--schedule", choices=get_args(ScheduleName), help="betas of its training (default linear; "
@@ -74,20 +75,24 @@ def _check_denoiser(unet: UNet) -> None:
         )
 
 
-def _noise(options: argparse.Namespace, library: str) -> str:
-    """A key of _SCHEDULES. Raises `ValueError` for options of a schedule where it is known."""
+def _noise(options: argparse.Namespace, usual: str) -> str:
+    """A key of _SCHEDULES: `usual` is that of the library. Raises `ValueError` for options where it is known."""
     stored = (options.file / "scheduler").is_dir()
     given = [name for name in _BETA_DEFAULTS if getattr(options, name) is not None]
-    if given and (stored or library != "betas"):
+    if given and (stored or usual != "betas"):
         known = f"{options.file / 'scheduler'} says" if stored else f"for {options.library} it is EDM's"
         raise ValueError(f"--{given[0]} does not apply: the noise schedule is known, {known}")
-    return "stored" if stored else library
+    return "stored" if stored else usual
 
 
 def _stored(options: argparse.Namespace, unet: UNet) -> tuple[Schedule, str]:
     from unetdiff.runs import load_scheduler
 
     scheduler = load_scheduler(options.file)
+    learned = scheduler.config.get("variance_type") in ("learned", "learned_range")
+    if learned and _outputs(unet) == unet.config["in_channels"]:
+        held = f"the scheduler in {options.file} takes a learned variance"
+        raise ValueError(f"{held}, but the network makes {_outputs(unet)} channels; expected twice as many")
     return scheduler, f"the schedule of {options.file / 'scheduler'}"
 
 
@@ -144,8 +149,14 @@ def _format(unet: UNet, class_names: str | None) -> DataFormat:
 
 def _names(given: str, count: int) -> tuple[str, ...]:
     is_file = os.path.isfile(given)  # a Path raises where so many names are too long for one
-    parts = Path(given).read_text(encoding="utf-8").splitlines() if is_file else given.split(",")
+    try:
+        parts = Path(given).read_text(encoding="utf-8").splitlines() if is_file else given.split(",")
+    except UnicodeDecodeError as error:
+        raise ValueError(f"--class_names {given} is no text file; expected one name per line") from error
     names = tuple(part.strip() for part in parts if part.strip())
     if len(names) != count:
         raise ValueError(f"--class_names has {len(names)} names; the network has {count} classes")
+    twice = [name for number, name in enumerate(names) if name in names[:number]]
+    if twice:
+        raise ValueError(f"--class_names has {twice[0]!r} twice; expected a name of its own for every class")
     return names

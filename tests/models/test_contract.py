@@ -119,3 +119,25 @@ def test_plan_counts_every_parameter(name: str) -> None:
 def test_zero_initialised_network_returns_zero() -> None:
     unet = UNet(**NETWORKS["2d"])
     assert unet(**inputs(unet)).sample.abs().max() == 0
+
+
+@every_network
+def test_built_without_storage_and_filled_is_equal(name: str) -> None:
+    """As sharded training builds: shapes first, then storage, then weights; nothing else may hold numbers."""
+    unet = network(name)
+    with torch.device("meta"):
+        twin = UNet(**NETWORKS[name])
+    twin.to_empty(device="cpu").load_state_dict(unet.state_dict())
+    assert_close(twin.eval()(**inputs(unet)).sample, unet(**inputs(unet)).sample, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("name", ["fourier", "edm2", "ncsnpp", "score"])
+@pytest.mark.parametrize("way", ["loaded", "cast"])
+def test_frequencies_stay_float32_in_half_precision(name: str, way: str, tmp_path) -> None:
+    unet = network(name)
+    exact = {key: value.clone() for key, value in unet.named_buffers()}
+    unet.save_pretrained(tmp_path)
+    half = UNet.from_pretrained(tmp_path, torch_dtype=torch.bfloat16) if way == "loaded" else unet.to(torch.bfloat16)
+    assert exact
+    assert_close(dict(half.named_buffers()), exact, rtol=0, atol=0)
+    assert half(**{**inputs(unet), "sample": inputs(unet)["sample"].bfloat16()}).sample.isfinite().all()

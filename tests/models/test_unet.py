@@ -133,3 +133,9 @@ def test_compiles_for_real() -> None:
     x = torch.randn(1, 1, 8, 8)
     with torch.no_grad():
         assert_close(torch.compile(unet)(x, torch.tensor([3.0])).sample, unet(x, 3).sample, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("name", ["type", "training", "forward"])
+def test_heads_that_torch_could_not_hold_are_named(name: str) -> None:
+    with pytest.raises(ValueError, match=f"names an output '{name}'"):
+        UNet(channels=[8], heads={name: 3})

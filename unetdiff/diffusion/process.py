@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -111,13 +110,17 @@ class Preconditioned:
         return signs[given]
 
 
-# By the class of the scheduler; all others describe noise by betas.
-_PROCESSES: dict[type, Callable[[Any], Process]] = {
-    EDMEulerScheduler: Preconditioned,
-    EDMDPMSolverMultistepScheduler: Preconditioned,
-}
+_PRECONDITIONED = (EDMEulerScheduler, EDMDPMSolverMultistepScheduler)
 
 
 def process_of(scheduler: Any) -> Process:
-    """The process that a diffusers scheduler samples."""
-    return _PROCESSES.get(type(scheduler), Betas)(scheduler)
+    """The process that a diffusers scheduler samples.
+
+    Raises:
+        ValueError: it describes noise neither by betas nor as EDM.
+    """
+    if isinstance(scheduler, _PRECONDITIONED):
+        return Preconditioned(scheduler)
+    if hasattr(scheduler, "alphas_cumprod"):
+        return Betas(scheduler)
+    raise ValueError(f"{type(scheduler).__name__} describes noise neither by betas nor as EDM, the two known here.")

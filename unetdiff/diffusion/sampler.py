@@ -168,7 +168,9 @@ def sample(
         timesteps = timestep.to(device).expand(len(seeds))
         output = denoise(x_t, timesteps, labels).float()
         prediction, variance = split_variance(output, channels)
-        assert variance is not None or not takes_variance, "the scheduler takes a learned variance, there is none"
+        if takes_variance and variance is None:
+            held = f"the scheduler takes a learned variance, but the network makes {output.shape[1]} channels"
+            raise ValueError(f"{held} of {channels}; expected twice as many.")
         if on_step is not None:
             x0 = process.x0(x_t, timesteps, prediction)
             on_step(index, count, process.picture(x_t, timesteps), x0)

@@ -110,7 +110,7 @@ class UNet(ModelMixin, ConfigMixin):
         self.embedding = None if spec.embedding_channels is None else make_embedding(spec)
         self.encoder = Encoder(spec, plan)
         self.decoder = Decoder(spec, plan)
-        self.head = nn.ModuleDict({step.name: build_step(spec, step) for step in plan.side("head")})
+        self.head = _named_heads({step.name: build_step(spec, step) for step in plan.side("head")})
         self._forced = [module for module in self.modules() if isinstance(module, Forced)]
 
     def forward(
@@ -222,6 +222,16 @@ class UNet(ModelMixin, ConfigMixin):
         """The module of every step of the plan by `step_key`."""
         walks = {"encoder": self.encoder, "middle": self.decoder, "decoder": self.decoder, "head": self.head}
         return {step_key(step): walks[step.side][step.name] for step in self._plan.steps}
+
+
+def _named_heads(heads: Mapping[str, nn.Module]) -> nn.ModuleDict:
+    """The outputs by name; `ValueError` for a name that torch needs for itself."""
+    held = nn.ModuleDict()
+    for name, head in heads.items():
+        if hasattr(held, name):
+            raise ValueError(f"heads names an output {name!r}, which torch's modules use themselves; expected another")
+        held[name] = head
+    return held
 
 
 def _over(output: Tensor, timestep: Any) -> Tensor:

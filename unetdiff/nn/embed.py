@@ -45,7 +45,9 @@ class _Float32Buffers(nn.Module):
         exact = dict(self.named_buffers(recurse=False))
         super()._apply(fn, recurse)
         for name, buffer in exact.items():
-            self.register_buffer(name, buffer.to(self.get_buffer(name).device))
+            moved = self.get_buffer(name)
+            if moved.dtype != buffer.dtype:
+                self.register_buffer(name, buffer.to(moved.device))
         return self
 
 

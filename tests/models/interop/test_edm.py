@@ -83,6 +83,9 @@ REFUSED: dict[str, dict[str, Any]] = {
     "class_name is None; expected 'SongUNet' or 'DhariwalUNet'": {"class_name": None},
     "class_name is 'EDMPrecond'": {"class_name": "EDMPrecond"},
     "SongUNet has no argument 'num_head'": {"num_head": 1},
+    "SongUNet: img_resolution is 0; expected at least 1": {"img_resolution": 0},
+    "SongUNet: num_blocks is 0; expected at least 1": {"num_blocks": 0},
+    "resample_filter is [0, 0]; expected an even number of taps with a positive sum": {"resample_filter": [0, 0]},
     "DhariwalUNet has no argument 'embedding_type'": {"class_name": "DhariwalUNet", "embedding_type": "fourier"},
 }
 

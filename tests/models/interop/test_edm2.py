@@ -51,6 +51,9 @@ REFUSED: dict[str, dict[str, Any]] = {
     "EDM2's UNet: resample_filter [1, 3, 3, 1] is not supported; expected [1, 1]": {"resample_filter": [1, 3, 3, 1]},
     "EDM2's UNet has no argument 'num_block'": {"num_block": 2},
     "clip is 0": {"clip_act": 0},
+    "channels_per_head is 0; expected at least 1": {"channels_per_head": 0},
+    "channel_mult is []; expected at least 1": {"channel_mult": []},
+    "residual_t is 5": {"res_balance": 5},
     "dropout is 1": {"dropout": 1},
 }
 

@@ -188,11 +188,12 @@ def test_what_is_no_state_dict_is_named(held: Any, named: str, reference: Refere
         ("edm2", {"model_chanels": 8}, "'model_chanels'"),
         ("edm2", {"resample_filter": [1, 3, 3, 1]}, "resample_filter [1, 3, 3, 1] is not supported"),
         ("edm2", {"model_channels": 12}, "does not fit this configuration"),
+        ("edm2", ["model_channels"], "the arguments are list; expected them by name"),
         ("edm2", {"img_resolution": "8"}, "img_resolution is '8'; expected a whole number"),
     ],
 )
-def test_another_library_or_network_is_named(library: str, change: dict, named: str, reference: Reference) -> None:
-    config = {**reference.config, **change}
+def test_another_library_or_network_is_named(library: str, change: Any, named: str, reference: Reference) -> None:
+    config = {**reference.config, **change} if isinstance(change, dict) else change
     assert named in refusal(OWN / f"{NAME}.safetensors", library=library, config=config)
 
 

@@ -15,6 +15,9 @@ if TYPE_CHECKING:
     from unetdiff.models.interop.foreign import from_foreign as from_foreign
     from unetdiff.models.interop.foreign import to_foreign as to_foreign
 
+# The keys of LIBRARIES, known without importing torch.
+LIBRARY_NAMES = ("diffusers", "guided-diffusion", "edm", "edm2", "monai")
+
 _HOME = {"LIBRARIES": "foreign", "from_foreign": "foreign", "to_foreign": "foreign", "load_foreign": "files"}
 
 

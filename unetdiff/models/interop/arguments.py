@@ -25,6 +25,8 @@ def complete(network: str, given: Mapping[str, Any], kind: type) -> dict[str, An
     Raises:
         ValueError: an argument that the network does not have, that it needs and is not given, or of another type.
     """
+    if not isinstance(given, Mapping):
+        raise ValueError(f"{network}: the arguments are {type(given).__name__}; expected them by name")
     known, optional = [entry.name for entry in fields(kind)], defaults(kind)
     unknown = [name for name in given if name not in known]
     if unknown:
@@ -38,6 +40,15 @@ def complete(network: str, given: Mapping[str, Any], kind: type) -> dict[str, An
     except ValueError as error:
         raise ValueError(f"{network}: {error}") from error
     return arguments
+
+
+def require_positive(network: str, arguments: Mapping[str, Any], *names: str) -> None:
+    """Raise `ValueError`, naming it, for an argument that is not a positive number, or a list of at least one."""
+    for name in names:
+        held = arguments[name]
+        numbers = held if isinstance(held, list) else [held]
+        if not numbers or any(number is not None and number < 1 for number in numbers):
+            raise ValueError(f"{network}: {name} is {held!r}; expected at least 1")
 
 
 def refuse(network: str, arguments: Mapping[str, Any], supported: Mapping[str, Collection[Any]]) -> None:

@@ -96,7 +96,9 @@ _LEAST = {
 
 def _complete(given: Arguments) -> dict[str, Any]:
     """Without what a saved configuration says about itself (`_class_name`, ...)."""
-    arguments = complete(_NETWORK, {name: value for name, value in given.items() if name[0] != "_"}, _UNet2DModel)
+    if isinstance(given, Mapping):
+        given = {name: value for name, value in given.items() if not name.startswith("_")}
+    arguments = complete(_NETWORK, given, _UNet2DModel)
     refuse(_NETWORK, arguments, _SUPPORTED)
     for name, ways in _WAYS.items():
         # The prefix of the first releases, which the library takes off as well.

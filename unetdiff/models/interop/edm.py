@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from unetdiff.models.interop.arguments import complete, refuse
+from unetdiff.models.interop.arguments import complete, refuse, require_positive
 from unetdiff.models.interop.library import Arguments, Library
 from unetdiff.models.interop.weights import Form, Weight, address, layer, layers, pointwise, projection
 from unetdiff.models.plan import Plan, Step
@@ -67,10 +67,12 @@ _DHARIWAL_HEAD_CHANNELS = 64
 
 
 def _complete(given: Arguments) -> dict[str, Any]:
-    name = given.get("class_name")
+    name = given.get("class_name") if isinstance(given, Mapping) else None
     if name not in _NETWORKS:
         raise ValueError(f"edm: class_name is {name!r}; expected {' or '.join(map(repr, _NETWORKS))}")
     arguments = complete(name, given, _NETWORKS[name])
+    require_positive(name, arguments, "img_resolution", "model_channels", "channel_mult", "channel_mult_emb")
+    require_positive(name, arguments, "num_blocks", *({"channel_mult_noise"} & arguments.keys()))
     if name == "SongUNet":
         refuse(name, arguments, _SUPPORTED)
     return arguments

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from unetdiff.models.interop.arguments import complete, refuse
+from unetdiff.models.interop.arguments import complete, refuse, require_positive
 from unetdiff.models.interop.library import Arguments, Library
 from unetdiff.models.interop.weights import SAME, Weight, address, layer, layers, pointwise, projection
 from unetdiff.models.plan import Plan, Step
@@ -47,6 +47,8 @@ _SUPPORTED = {"resample_filter": ([1, 1],)}
 def _complete(given: Arguments) -> dict[str, Any]:
     arguments = complete("EDM2's UNet", given, _UNet)
     refuse("EDM2's UNet", arguments, _SUPPORTED)
+    require_positive("EDM2's UNet", arguments, "img_resolution", "model_channels", "channel_mult", "num_blocks")
+    require_positive("EDM2's UNet", arguments, "channels_per_head", "channel_mult_noise", "channel_mult_emb")
     return arguments
 
 

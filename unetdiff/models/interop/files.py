@@ -84,7 +84,8 @@ def _read_folder(folder: Path) -> _Contents:
     found = [folder / f"diffusion_pytorch_model{suffix}" for suffix in (".safetensors", ".bin")]
     files = [file for file in found if file.is_file()]
     if not files or not (folder / "config.json").is_file():
-        raise ValueError(f"{folder} is no diffusers model; expected config.json and {found[0].name}")
+        wanted = f"config.json and {found[0].name}, in one piece and no variant"
+        raise ValueError(f"{folder} is no diffusers model; expected {wanted}")
     return _Contents(_read(files[0]).weights, read_json(folder / "config.json"), "diffusers")
 
 

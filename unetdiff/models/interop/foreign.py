@@ -28,7 +28,7 @@ LIBRARIES: dict[str, Library] = {
 
 
 def _library(name: str) -> Library:
-    if name not in LIBRARIES:
+    if not isinstance(name, str) or name not in LIBRARIES:
         raise ValueError(f"no library is called {name!r}; there are: {', '.join(LIBRARIES)}")
     return LIBRARIES[name]
 
@@ -52,6 +52,8 @@ def from_foreign(library: str, config: Mapping[str, Any], state_dict: Mapping[st
 
     found = _library(library)
     arguments = found.complete(config)
+    if not isinstance(state_dict, Mapping):
+        raise ValueError(f"the weights are {type(state_dict).__name__}; expected a state dict, tensors by name")
     unet = UNet(**found.settings(arguments))
     own = unet.state_dict()
     listed = [weight for weight in found.weights(unet.layout, arguments) if weight.ours in own]

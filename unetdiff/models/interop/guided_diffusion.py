@@ -6,11 +6,11 @@ Written from the paper and from the constructor's arguments and the names in pub
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from unetdiff.models.interop.arguments import complete
+from unetdiff.models.interop.arguments import complete, require_positive
 from unetdiff.models.interop.express import require_same
 from unetdiff.models.interop.library import Arguments, Library
 from unetdiff.models.interop.weights import Weight, address, layer, layers, pointwise, projection
@@ -51,9 +51,10 @@ _CHOICES = ("image_size", "use_new_attention_order", "use_fp16", "use_checkpoint
 
 
 def _complete(given: Arguments) -> dict[str, Any]:
-    places = given.get("attention_resolutions")
+    places = given.get("attention_resolutions") if isinstance(given, Mapping) else None
     sets = {"attention_resolutions": sorted(places)} if isinstance(places, (set, frozenset)) else {}
     arguments = complete(_NETWORK, {**given, **sets}, _UNetModel)
+    require_positive(_NETWORK, arguments, "model_channels", "num_res_blocks")
     for width in _widths(arguments):
         if width < _GROUPS or width % _GROUPS:
             asked = f"model_channels {arguments['model_channels']} and channel_mult {list(arguments['channel_mult'])}"

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from unetdiff.models.interop.arguments import complete, refuse
+from unetdiff.models.interop.arguments import complete, refuse, require_positive
 from unetdiff.models.interop.library import Arguments, Library
 from unetdiff.models.interop.weights import SAME, STACKED, Weight, address, layer, layers
 from unetdiff.models.plan import Plan, Step
@@ -57,13 +57,14 @@ _SUPPORTED = {
 def _complete(given: Arguments) -> dict[str, Any]:
     arguments = complete(_NETWORK, given, _DiffusionModelUNet)
     refuse(_NETWORK, arguments, _SUPPORTED)
+    require_positive(_NETWORK, arguments, "channels", "norm_num_groups")
     channels, groups = arguments["channels"], arguments["norm_num_groups"]
     for name in ("num_res_blocks", "attention_levels", "num_head_channels"):
         value = arguments[name]
         arguments[name] = value = [value] * len(channels) if isinstance(value, int) else value
         if len(value) != len(channels):
             raise ValueError(f"{_NETWORK}: {name} is {value!r}; expected {len(channels)} entries, one per level")
-    if groups < 1 or any(width % groups for width in channels):
+    if any(width % groups for width in channels):
         raise ValueError(f"{_NETWORK}: channels {channels} are not all multiples of norm_num_groups {groups}")
     if channels[0] % 2:
         raise ValueError(f"{_NETWORK}: channels {channels} with an odd first width are not supported; expected even")
