@@ -13,7 +13,7 @@ from tests.runs import ROOT
 
 # A module imports only from those named before it (or from its own row).
 ORDER = [
-    ["typed", "files", "progress", "command"],
+    ["typed", "lazy", "files", "progress", "command"],
     ["placement"],
     ["spec"],
     ["presets"],

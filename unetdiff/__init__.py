@@ -5,8 +5,9 @@ The public names below load on first use, so `import unetdiff` costs nothing unt
 
 from __future__ import annotations
 
-import importlib
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
+
+from unetdiff.lazy import lazy_names
 
 __version__ = "0.1.0"
 
@@ -42,13 +43,4 @@ if TYPE_CHECKING:
     from unetdiff.spec import UNetSpec as UNetSpec
 
 
-def __getattr__(name: str) -> Any:
-    if name not in _HOMES:
-        raise AttributeError(f"module 'unetdiff' has no attribute {name!r}")
-    value = getattr(importlib.import_module(_HOMES[name]), name)
-    globals()[name] = value
-    return value
-
-
-def __dir__() -> list[str]:
-    return sorted({*globals(), *_HOMES})
+__getattr__, __dir__ = lazy_names(__name__, _HOMES)

@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -15,7 +14,7 @@ from torch import Tensor
 from torch.testing import assert_close
 
 from tests.models.interop.make_fixtures import state_dict
-from tests.models.interop.reference import fixtures, read, small
+from tests.models.interop.reference import small
 from unetdiff import UNet
 
 NETWORKS = ["edm_ncsnpp", "edm_dhariwal"]
@@ -285,14 +284,3 @@ def test_the_embedding_of_ncsnpp() -> None:
     e = F.silu(F.linear(waves, weights["map_layer0.weight"], weights["map_layer0.bias"]))
     e = F.linear(e, weights["map_layer1.weight"], weights["map_layer1.bias"])
     assert_close(reference.ours().embed(noise, torch.tensor([2, 0]), 2), e, rtol=1e-5, atol=1e-5)
-
-
-@pytest.mark.parametrize("path", fixtures("edm_"))
-def test_no_labels_are_the_null_class(path: Path) -> None:
-    reference = read(path)
-    unet = reference.ours()
-    spec = unet.spec
-    assert spec.null_class == (spec.num_classes is not None)
-    x, noise = reference.inputs["sample"], reference.inputs["timestep"]
-    null = None if spec.num_classes is None else torch.full((len(x),), spec.num_classes)
-    assert torch.equal(unet(x, noise).sample, unet(x, noise, null).sample)

@@ -22,6 +22,17 @@ def test_weights_give_the_output(path: Path) -> None:
     assert (output - reference.output).norm() / reference.output.norm() < 1e-5
 
 
+@pytest.mark.parametrize("path", fixtures("edm"))
+def test_no_labels_are_the_null_class(path: Path) -> None:
+    reference = read(path)
+    unet = reference.ours()
+    spec = unet.spec
+    assert spec.null_class == (spec.num_classes is not None)
+    x, noise = reference.inputs["sample"], reference.inputs["timestep"]
+    null = None if spec.num_classes is None else torch.full((len(x),), spec.num_classes)
+    assert torch.equal(unet(x, noise).sample, unet(x, noise, null).sample)
+
+
 def test_our_own_files_are_those_that_are_made() -> None:
     assert {path.stem for path in OWN.iterdir()} == set(make_fixtures.NETWORKS)
     for name, (library, config) in make_fixtures.NETWORKS.items():

@@ -6,8 +6,9 @@ used, so that the command of this package answers without importing torch.
 
 from __future__ import annotations
 
-from importlib import import_module
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
+
+from unetdiff.lazy import lazy_names
 
 if TYPE_CHECKING:
     from unetdiff.models.interop.files import load_foreign as load_foreign
@@ -18,14 +19,7 @@ if TYPE_CHECKING:
 # The keys of LIBRARIES, known without importing torch.
 LIBRARY_NAMES = ("diffusers", "guided-diffusion", "edm", "edm2", "monai")
 
-_HOME = {"LIBRARIES": "foreign", "from_foreign": "foreign", "to_foreign": "foreign", "load_foreign": "files"}
-
-
-def __getattr__(name: str) -> Any:
-    if name not in _HOME:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    return getattr(import_module(f"{__name__}.{_HOME[name]}"), name)
-
-
-def __dir__() -> list[str]:
-    return sorted(_HOME)
+__getattr__, __dir__ = lazy_names(
+    __name__,
+    {"LIBRARIES": ".foreign", "from_foreign": ".foreign", "to_foreign": ".foreign", "load_foreign": ".files"},
+)
