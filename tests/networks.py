@@ -129,7 +129,17 @@ NETWORKS: dict[str, dict[str, Any]] = {
         "decoder_blocks": [1, 0],
         "activation": "relu",
     },
+    "unpadded": {**PRESETS["unet2015"], "channels": [4, 8], "decoder_blocks": [1, 0], "sample_size": 24},
     "strided_blocks": {**SMALL, "downsample": "block", "norm": {"encoder": "post", "decoder": "post"}},
+    "pointwise_skips": {**SMALL, "channels": [8, 16, 12], "skip_fusion": "concat_1x1", "decoder_attention": True},
+    "added_skips": {
+        **SMALL,
+        "dims": 3,
+        "skip_fusion": "add",
+        "norm": {"skip": "after_concat", "skip_scale": "learned"},
+    },
+    "gated_skips": {**SMALL, "dims": 1, "skip_fusion": "gate", "norm": "adm", "upsample": "residual"},
+    "autoencoder": {**SMALL, "skip_fusion": "none", "num_classes": 2},
     "ddpm_cifar10": {**PRESETS["ddpm_cifar10"], "channels": [8, 16, 16, 16], "blocks": 1},
     "adm_64": {**PRESETS["adm_64"], "channels": [8, 16, 16, 24], "blocks": 1, "attention_head_channels": 8},
 }
@@ -154,7 +164,7 @@ def network(name: str) -> UNet:
 
 def inputs(unet: UNet, *, batch: int = 2, size: int | tuple[int, ...] = 8) -> dict[str, Any]:
     """Arguments for one call of a network."""
-    space = (size,) * unet.config["dims"] if isinstance(size, int) else size
+    space = unet.layout.fitting_size((size,) * unet.config["dims"] if isinstance(size, int) else size)
     generator = torch.Generator().manual_seed(2)
     call: dict[str, Any] = {"sample": torch.randn(batch, unet.config["in_channels"], *space, generator=generator)}
     if unet.config["time_embedding"] != "none":

@@ -14,7 +14,7 @@ from tests.runs import ROOT
 # A module imports only from those named before it (or from its own row).
 ORDER = [
     ["typed", "lazy", "files", "progress", "command"],
-    ["placement"],
+    ["placement", "levels"],
     ["spec"],
     ["presets"],
     ["diffusion.options"],

@@ -33,6 +33,25 @@ PRESETS: dict[str, dict[str, Any]] = {
         "num_classes": 1000,
         "sample_size": 64,
     },
+    # Ronneberger et al. 2015, figure 1: 572 to 388 pixels, no padding, no norm, two classes.
+    "unet2015": {
+        "channels": [64, 128, 256, 512, 1024],
+        "stem_channels": 0,
+        "convolutions": "valid",
+        "blocks": 1,
+        "decoder_blocks": [1, 1, 1, 1, 0],
+        "middle": False,
+        "downsample": "max_pool",
+        "upsample": "transposed",
+        "up_channels": "next",
+        "head_kernel": 1,
+        "time_embedding": "none",
+        "norm": "unet2015",
+        "activation": "relu",
+        "in_channels": 1,
+        "out_channels": 2,
+        "sample_size": 572,
+    },
 }
 
 

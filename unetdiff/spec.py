@@ -11,69 +11,40 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any, Literal
 
+from unetdiff.levels import (
+    FUSED_CHANNELS,
+    Activation,
+    DownKind,
+    Flags,
+    LevelSpec,
+    PaddingMode,
+    PerLevel,
+    SkipFusion,
+    TimeEmbedding,
+    TimeInput,
+    UpKind,
+    head_count,
+    per_block,
+    per_level,
+    per_transition,
+)
 from unetdiff.placement import NONE, PLACEMENTS, Norm, NormPlacement, Site
 from unetdiff.typed import check_at_least, check_types, fits, plain
 
-__all__ = ["NONE", "PLACEMENTS", "Architecture", "LevelSpec", "Norm", "NormPlacement", "Site", "UNetSpec"]
-
-DownKind = Literal["strided", "strided_asymmetric", "max_pool", "average_pool", "residual", "block"]
-UpKind = Literal["nearest", "repeat", "transposed", "residual"]
-PaddingMode = Literal["zeros", "reflect", "replicate", "circular"]
-Activation = Literal["silu", "gelu", "relu", "leaky_relu"]
-TimeEmbedding = Literal["sinusoidal", "fourier", "fourier_phase", "none"]
-TimeInput = Literal["timestep", "thousandth", "log"]
-PerLevel = int | Sequence[int]
-Flags = bool | Sequence[bool | Sequence[bool]]
-
-
-@dataclass(frozen=True, slots=True)
-class LevelSpec:
-    """One resolution of one side of the U.
-
-    channels: width of its blocks. heads: attention heads of each block (0: no self-attention follows it); its length
-    is the number of blocks. stride: per axis, the factor between this level and the next coarser one; resampling:
-    how that step is taken, on this side ("": the coarsest level, which takes none).
-    """
-
-    channels: int
-    heads: tuple[int, ...]
-    stride: tuple[int, ...] = (2, 2)
-    resampling: str = ""
-
-
-def _per_level(name: str, value: Any, levels: int) -> tuple[Any, ...]:
-    """One value for all levels, or one per level."""
-    if not isinstance(value, Sequence):
-        return (value,) * levels
-    if len(value) != levels:
-        held = f"{name} has {len(value)} entries {list(value)}, channels {levels}"
-        raise ValueError(f"{held}: expected one value, or one per level")
-    return tuple(value)
-
-
-def _per_transition(name: str, value: str | Sequence[str], levels: int) -> tuple[str, ...]:
-    """How each step between two levels is taken: one word for all, or one per step; none at the coarsest level."""
-    words = (value,) * (levels - 1) if isinstance(value, str) else tuple(value)
-    if len(words) != levels - 1:
-        raise ValueError(f"{name} has {len(words)} entries; expected one word, or {levels - 1}: one per transition")
-    return (*words, "")
-
-
-def _per_block(attention: bool | Sequence[bool], blocks: int, side: str) -> tuple[bool, ...]:
-    """One entry per block of a level."""
-    entries = (attention,) * blocks if isinstance(attention, bool) else tuple(attention)
-    if len(entries) != blocks:
-        raise ValueError(f"attention lists {len(entries)} blocks for a level with {blocks} in the {side}")
-    return entries
-
-
-def _head_count(heads: int, head_channels: int | None, channels: int) -> int:
-    """Attention heads at a width; `ValueError` where the width does not divide."""
-    count = heads if head_channels is None else channels // max(head_channels, 1)
-    if count < 1 or channels % count or (head_channels is not None and channels % head_channels):
-        asked = f"attention_heads {heads}" if head_channels is None else f"attention_head_channels {head_channels}"
-        raise ValueError(f"channels {channels} do not divide into {asked}")
-    return count
+__all__ = [
+    "FUSED_CHANNELS",
+    "NONE",
+    "PLACEMENTS",
+    "Activation",
+    "Architecture",
+    "LevelSpec",
+    "Norm",
+    "NormPlacement",
+    "PaddingMode",
+    "Site",
+    "SkipFusion",
+    "UNetSpec",
+]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -84,6 +55,8 @@ class Architecture:
         channels: width of each level, fine to coarse.
         stem_channels: width of the first convolution; None: the first level's; 0: there is none, and the first
             block reads the input.
+        convolutions: `same`, or `valid`: those of blocks are not padded, so that the output is smaller than the input
+            (572 to 388 in Ronneberger et al. 2015) and skips are cropped; only for blocks without shortcuts.
         head_kernel: width of the output convolution, 3 or 1.
         blocks: residual blocks per encoder level: one number, or one per level.
         decoder_blocks: the same for the decoder, where 0 is a level without blocks; None: one more than the
@@ -109,6 +82,10 @@ class Architecture:
             None: mean and repetition over the stride. Needs strides of 1 or 2.
         resample_shortcut: `conv`: blocks that resample have a 1x1 convolution on their shortcut although no width
             changes (Karras et al. 2022); `identity`: they have none.
+        skip_fusion: how the decoder takes a saved feature: `concat`; `concat_1x1`, brought back to the decoder's width
+            by a 1x1 convolution; `add`, behind a 1x1 convolution where widths differ; `gate`, weighted per position by
+            what the decoder has so far and then concatenated (Oktay et al. 2018); or `none`: an autoencoder, all of
+            whose information passes the coarsest level.
         input_pyramid: the input, convolved and brought down level by level, joins the encoder's stream after each
             step down (the residual input of NCSN++, Song et al. 2021).
         time_embedding: `sinusoidal` (Vaswani et al. 2017), `fourier` (Tancik et al. 2020), `fourier_phase` (random
@@ -133,6 +110,7 @@ class Architecture:
 
     channels: Sequence[int] = (64, 128, 256)
     stem_channels: int | None = None
+    convolutions: Literal["same", "valid"] = "same"
     head_kernel: Literal[1, 3] = 3
     blocks: PerLevel = 2
     decoder_blocks: PerLevel | None = None
@@ -149,6 +127,7 @@ class Architecture:
     up_channels: Literal["same", "next"] = "same"
     resample_filter: Sequence[int] | None = None
     resample_shortcut: Literal["identity", "conv"] = "identity"
+    skip_fusion: SkipFusion = "concat"
     input_pyramid: bool = False
     time_embedding: TimeEmbedding = "sinusoidal"
     time_input: TimeInput | None = None
@@ -200,16 +179,25 @@ class Architecture:
                 raise ValueError(f"{held}; expected an even number of taps with a positive sum")
             if any(factor > 2 for row in strides for factor in row):
                 raise ValueError(f"resample_filter needs strides of 1 or 2; strides are {self.strides}")
-        downs = _per_transition("downsample", self.downsample, len(self.channels))
+        downs = per_transition("downsample", self.downsample, len(self.channels))
+        if self.convolutions == "valid" and {"block", "residual"} & {*downs, *self._ups()}:
+            raise ValueError("convolutions are 'valid': expected steps between levels that are no blocks themselves")
         if self.input_pyramid and "block" in downs:
             raise ValueError("input_pyramid joins after a step down; downsample 'block' has no such step")
-        ups = _per_transition("upsample", self.upsample, len(self.channels))
-        if self.up_channels == "next" and "repeat" in ups:
+        if self.up_channels == "next" and "repeat" in self._ups():
             raise ValueError("up_channels is 'next', but upsample 'repeat' learns nothing and keeps the width")
+
+    def _ups(self) -> tuple[str, ...]:
+        """How the decoder enters each finer level."""
+        return per_transition("upsample", self.upsample, len(self.channels))
 
     def _check_placement(self) -> None:
         """Whether the placement and the parts around it fit together."""
         placement = self.placement
+        if self.convolutions == "valid" and placement.residual != "off":
+            raise ValueError("convolutions are 'valid', but shortcuts keep the size: expected norm.residual off")
+        if placement.concat == "mp" and self.skip_fusion not in ("concat", "none"):
+            raise ValueError(f"skip_fusion is {self.skip_fusion!r}; norm.concat 'mp' balances a plain concatenation")
         if placement.weights == "mp_forced":
             if placement.time not in ("none", "scale"):
                 raise ValueError(f"norm.time is {placement.time!r}; weights 'mp_forced' have no biases: expected scale")
@@ -217,7 +205,7 @@ class Architecture:
                 raise ValueError("stem_channels is 0; weights 'mp_forced' need a stem, which adds the constant channel")
             if self.label_entry == "waves":
                 raise ValueError("label_entry is 'waves'; weights 'mp_forced' add labels to the embedding")
-            if "transposed" in _per_transition("upsample", self.upsample, len(self.channels)):
+            if "transposed" in self._ups():
                 raise ValueError("upsample 'transposed' has no magnitude-preserving form; expected nearest or residual")
 
     @property
@@ -244,29 +232,29 @@ class Architecture:
         """For each level, the number of heads at a width; calling it is a `ValueError` where the width does not fit."""
         count = len(self.channels)
         given = self.decoder_attention_heads if side == "decoder" else None
-        heads = _per_level("attention_heads", self.attention_heads if given is None else given, count)
-        widths = _per_level("attention_head_channels", self.attention_head_channels if given is None else None, count)
-        return [partial(_head_count, number, width) for number, width in zip(heads, widths, strict=True)]
+        heads = per_level("attention_heads", self.attention_heads if given is None else given, count)
+        widths = per_level("attention_head_channels", self.attention_head_channels if given is None else None, count)
+        return [partial(head_count, number, width) for number, width in zip(heads, widths, strict=True)]
 
     def levels(self, side: Literal["encoder", "decoder"], dims: int) -> tuple[LevelSpec, ...]:
         """One side of the U as `LevelSpec` values, fine to coarse, in `dims` dimensions."""
         count = len(self.channels)
-        blocks = _per_level("blocks", self.blocks, count)
-        attention = _per_level("attention", self.attention, count)
-        resampling = _per_transition("downsample", self.downsample, count)
+        blocks = per_level("blocks", self.blocks, count)
+        attention = per_level("attention", self.attention, count)
+        resampling = per_transition("downsample", self.downsample, count)
         if side == "decoder":
             extra = [entry + 1 for entry in blocks]
             given = self.decoder_blocks
-            blocks = _per_level("decoder_blocks", extra if given is None else given, count)
-            resampling = _per_transition("upsample", self.upsample, count)
+            blocks = per_level("decoder_blocks", extra if given is None else given, count)
+            resampling = per_transition("upsample", self.upsample, count)
             if self.decoder_attention is not None:
-                attention = _per_level("decoder_attention", self.decoder_attention, count)
+                attention = per_level("decoder_attention", self.decoder_attention, count)
         if min(blocks) < (side == "encoder"):
             raise ValueError(f"{side} blocks are {list(blocks)}; expected at least {int(side == 'encoder')} per level")
         strides = (*self.stride_tuples(dims), (1,) * dims)
         rows = zip(self.channels, blocks, attention, self._heads(side), strides, resampling, strict=True)
         return tuple(
-            LevelSpec(width, tuple(heads(width) if on else 0 for on in _per_block(flags, number, side)), stride, how)
+            LevelSpec(width, tuple(heads(width) if on else 0 for on in per_block(flags, number, side)), stride, how)
             for width, number, flags, heads, stride, how in rows
         )
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import subprocess
 import sys
 
@@ -16,7 +17,21 @@ from unetdiff.models.plan import make_plan
 from unetdiff.spec import UNetSpec
 
 # Ho et al. 2020, appendix B, say 35.7M; Dhariwal & Nichol 2021 (and Karras et al. 2022, table 7) say 296M.
-PARAMETERS = {"ddpm_cifar10": 35_746_307, "adm_64": 295_904_454}
+# The U-Net of 2015 by its layers: 3x3 convolutions with biases, 2x2 up-convolutions, a 1x1 head for two classes.
+WIDTHS = (64, 128, 256, 512, 1024)
+
+
+def _unet2015_parameters() -> int:
+    def conv(source: int, target: int, kernel: int) -> int:
+        return source * target * kernel**2 + target
+
+    pairs = list(itertools.pairwise(WIDTHS))
+    down = sum(conv(a, b, 3) + conv(b, b, 3) for a, b in [(1, 64), *pairs])
+    up = sum(conv(b, a, 2) + conv(2 * a, a, 3) + conv(a, a, 3) for a, b in pairs)
+    return down + up + conv(64, 2, 1)
+
+
+PARAMETERS = {"ddpm_cifar10": 35_746_307, "adm_64": 295_904_454, "unet2015": _unet2015_parameters()}
 
 
 @pytest.mark.parametrize("name", PARAMETERS)
@@ -139,3 +154,31 @@ def test_compiles_for_real() -> None:
 def test_heads_that_torch_could_not_hold_are_named(name: str) -> None:
     with pytest.raises(ValueError, match=f"names an output '{name}'"):
         UNet(channels=[8], heads={name: 3})
+
+
+@pytest.mark.parametrize(("size", "out"), [((572, 572), (388, 388)), ((188, 204), (4, 20))])
+def test_the_network_of_2015_says_and_makes_a_smaller_output(size: tuple[int, int], out: tuple[int, int]) -> None:
+    """Ronneberger et al. 2015, figure 1: 572 to 388."""
+    with torch.device("meta"):
+        unet = UNet.from_preset("unet2015")
+        assert unet(torch.empty(1, 1, *size)).sample.shape == (1, 2, *out)
+    assert unet.layout.output_size(size) == out
+
+
+def test_sizes_that_unpadded_convolutions_cannot_take_are_named() -> None:
+    with torch.device("meta"):
+        unet = UNet.from_preset("unet2015")
+        with pytest.raises(ValueError, match=r"size \[570, 572\] does not fit .* the next is \[572, 572\]"):
+            unet(torch.empty(1, 1, 570, 572))
+        with pytest.raises(ValueError, match=r"the next is \[188, 188\]"):
+            unet(torch.empty(1, 1, 16, 16))
+
+
+def test_an_output_without_padding_is_the_middle_of_a_larger_one() -> None:
+    """What the borders do not reach: the same pixels come out of a larger crop of the same image."""
+    small = {"channels": [4, 8], "decoder_blocks": [1, 0], "in_channels": 1, "sample_size": None}
+    unet = redraw(UNet.from_preset("unet2015", **small))
+    image = torch.randn(1, 1, 32, 32)
+    whole, part = unet(image).sample, unet(image[:, :, 4:28, 4:28]).sample
+    assert part.shape[-1] == whole.shape[-1] - 8
+    assert_close(part, whole[:, :, 4:-4, 4:-4], rtol=1e-4, atol=1e-4)

@@ -16,7 +16,7 @@ from unetdiff.nn.dims import crop, pad_to_multiple
 from unetdiff.nn.embed import ConditionedNorm, ConditionEmbedding, SinusoidalEmbedding
 from unetdiff.nn.norm import make_norm
 from unetdiff.nn.residual import merge_residual, mp_sum
-from unetdiff.nn.skips import ConcatSkip
+from unetdiff.nn.skips import Merge
 from unetdiff.spec import Norm, NormPlacement, Site, UNetSpec
 
 
@@ -163,7 +163,7 @@ def test_residual_sums_keep_what_they_promise() -> None:
 
 def test_magnitude_preserving_concatenation_has_unit_magnitude_and_equal_shares() -> None:
     x, skip = torch.randn(4, 16, 50, 50), torch.randn(4, 48, 50, 50)
-    merge = ConcatSkip(16, 48, NormPlacement(concat="mp"), Site(), 2)
+    merge = Merge(16, 48, NormPlacement(concat="mp"), Site(), 2)
     out = merge(x, skip)
     assert_close(out.square().mean(), torch.tensor(1.0), atol=0.01, rtol=0)
     shares = [part.square().sum() for part in (out[:, :16], out[:, 16:])]
@@ -172,10 +172,10 @@ def test_magnitude_preserving_concatenation_has_unit_magnitude_and_equal_shares(
 
 def test_skip_is_scaled_and_normalised_as_placed() -> None:
     x, skip = torch.randn(2, 4, 5), torch.randn(2, 8, 5) * 9
-    assert_close(ConcatSkip(4, 8, NormPlacement(skip_scale=0.5), Site(), 1)(x, skip)[:, 4:], skip * 0.5)
-    before = ConcatSkip(4, 8, NormPlacement(skip="before_concat"), Site(norm=Norm("pixel", eps=0)), 1)(x, skip)
+    assert_close(Merge(4, 8, NormPlacement(skip_scale=0.5), Site(), 1)(x, skip)[:, 4:], skip * 0.5)
+    before = Merge(4, 8, NormPlacement(skip="before_concat"), Site(norm=Norm("pixel", eps=0)), 1)(x, skip)
     assert_close(before[:, 4:].square().mean(1), torch.ones(2, 5))
-    learned = ConcatSkip(4, 8, NormPlacement(skip_scale="learned"), Site(), 1)
+    learned = Merge(4, 8, NormPlacement(skip_scale="learned"), Site(), 1)
     learned(x, skip).sum().backward()
     assert learned.scale is not None
     assert learned.scale.grad is not None

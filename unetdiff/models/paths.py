@@ -170,7 +170,7 @@ def _stretch(plan: Plan, step: Step, over: Literal["stream", "skip"] = "stream")
     placement, site = plan.placement, plan.placement.site(step.side)
     off = placement.residual == "off"
     main = _crossing(f"{step.side}'s main norm", site.main, step.out_channels)
-    reads = step.out_channels if main or site.pos == "post" else step.in_channels + step.skip
+    reads = step.out_channels if main or site.pos == "post" else step.reads
     inner = _crossing(f"{step.side}'s norm", site.norm, reads)
     attention = (_attention_norm(plan, step),) if step.heads else ()
     if off:
@@ -186,7 +186,7 @@ def _merge_norms(plan: Plan, step: Step, over: Literal["stream", "skip"]) -> tup
     return {
         "none": (),
         "before_concat": _crossing("skip norm", norm, channels),
-        "after_concat": _crossing("skip norm", norm, step.in_channels + step.skip),
+        "after_concat": _crossing("skip norm", norm, step.reads),
     }[plan.placement.skip]
 
 
@@ -212,8 +212,10 @@ def straddling(plan: Plan) -> tuple[tuple[Step, int], ...]:
         norms.append(site.norm)
     found = {}
     for step in plan.skips:
+        if step.reads != step.in_channels + step.skip:
+            continue  # fused into channels that belong to neither
         for norm in norms:
-            width = step.in_channels + step.skip
+            width = step.reads
             groups = group_count(width, norm.groups, norm.min_group_channels)
             if norm.kind in _GROUPED and step.in_channels % (width // groups):
                 found[step] = groups

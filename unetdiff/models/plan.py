@@ -5,9 +5,10 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from itertools import count
 from typing import Any, Literal
 
-from unetdiff.spec import LevelSpec, NormPlacement, UNetSpec
+from unetdiff.spec import FUSED_CHANNELS, LevelSpec, NormPlacement, UNetSpec
 
 Side = Literal["encoder", "middle", "decoder", "head"]
 Kind = Literal["stem", "block", "down", "up", "head"]
@@ -18,9 +19,10 @@ class Step:
     """One step of a walk through the U.
 
     name: its key in the state dict. level: 0 is the finest. number: of a block among those of its level, or of the
-    middle. in_channels: before the skip. skip: channels of the
+    middle. in_channels: before the skip. fused: with the skip. skip: channels of the
     saved feature that this step takes (0: none). heads: attention heads (0: no attention after the block).
     saves: whether its output is kept for the decoder. stream: channels of the input pyramid that it reads (0: none).
+    shrinks: positions that its convolutions take off every axis, where they are not padded.
     stride: per axis, for steps that change the resolution; resampling: how ("": not at all).
     parameters: how many numbers it learns; operations: multiplications and additions for one sample (filled in
     by `UNet.plan`).
@@ -39,8 +41,15 @@ class Step:
     stride: tuple[int, ...] = ()
     resampling: str = ""
     number: int = 0
+    fused: int = 0
+    shrinks: int = 0
     parameters: int = 0
     operations: int = 0
+
+    @property
+    def reads(self) -> int:
+        """Channels of what its block reads: of the skip and what it joined, as they were fused."""
+        return self.fused or self.in_channels
 
     @property
     def first(self) -> bool:
@@ -69,6 +78,42 @@ class Plan:
         return tuple(math.prod(stride[axis] for stride in strides) for axis in range(self.dims))
 
     @property
+    def pads(self) -> bool:
+        """Whether convolutions are padded, so that any size goes in and comes back."""
+        return not any(step.shrinks for step in self.steps)
+
+    def output_size(self, size: Sequence[int]) -> tuple[int, ...]:
+        """The size that comes out of an input of this size.
+
+        Raises:
+            ValueError: convolutions are not padded and the size does not fit; it names the next that does.
+        """
+        if self.pads:
+            return tuple(size)
+        out = [self._length(length, axis) for axis, length in enumerate(size)]
+        if None in out:
+            fitting = list(self.fitting_size(size))
+            raise ValueError(f"size {list(size)} does not fit convolutions without padding; the next is {fitting}")
+        return tuple(length for length in out if length is not None)
+
+    def fitting_size(self, size: Sequence[int]) -> tuple[int, ...]:
+        """The smallest size, at least this, that fits convolutions without padding; with padding, any size does."""
+        if self.pads:
+            return tuple(size)
+        return tuple(next(n for n in count(length) if self._length(n, axis)) for axis, length in enumerate(size))
+
+    def _length(self, length: int, axis: int) -> int | None:
+        """What becomes of one axis; None where a step cannot divide it, or nothing is left."""
+        for step in self.steps:
+            factor = step.stride[axis] if step.resampling else 1
+            if step.kind == "down" and length % factor:
+                return None
+            length = (length // factor if step.kind == "down" else length * factor) - step.shrinks
+            if length < 1:
+                return None
+        return length
+
+    @property
     def features(self) -> tuple[Step, ...]:
         """The steps whose outputs the encoder returns, fine to coarse."""
         return tuple(step for step in self.side("encoder") if step.saves)
@@ -92,8 +137,10 @@ def make_plan(spec: UNetSpec) -> Plan:
     taken = {step.skip_from for step in decoder}
     # The decoder starts from the last feature, whether or not a step takes it again.
     kept = [replace(step, saves=step.name in taken or step is encoder[-1]) for step in encoder]
-    plain = [step.step for step in decoder]
-    return Plan((*kept, *_middle(spec), *plain, *heads), spec.placement, spec.dims)
+    steps = (*kept, *_middle(spec), *(step.step for step in decoder), *heads)
+    if spec.convolutions == "valid":  # two convolutions, each of which takes one position off either end
+        steps = tuple(replace(step, shrinks=4) if step.kind == "block" else step for step in steps)
+    return Plan(steps, spec.placement, spec.dims)
 
 
 def _encoder(spec: UNetSpec, levels: Sequence[LevelSpec]) -> list[Step]:
@@ -154,12 +201,13 @@ def _decoder(spec: UNetSpec, levels: Sequence[LevelSpec], encoder: Sequence[Step
     steps: list[_Taking] = []
     for number in reversed(range(len(levels))):
         level = levels[number]
-        sources = [step for step in encoder if step.level == number]
+        sources = [step for step in encoder if step.level == number and spec.skip_fusion != "none"]
         for block, heads in enumerate(level.heads):
             source = sources.pop() if sources else None
             skip = source.out_channels if source else 0
-            name = f"level{number}_block{block}"
-            step = Step(name, "decoder", "block", number, width, level.channels, skip, heads, number=block)
+            fused = FUSED_CHANNELS[spec.skip_fusion](width, skip) if skip else 0
+            how: dict[str, Any] = {"skip": skip, "fused": fused, "heads": heads, "number": block}
+            step = Step(f"level{number}_block{block}", "decoder", "block", number, width, level.channels, **how)
             steps.append(_Taking(step, source.name if source else None))
             width = level.channels
         if number:

@@ -13,7 +13,7 @@ from unetdiff.nn.layers import conv, zero_
 from unetdiff.nn.norm import make_norm
 from unetdiff.nn.resample import DOWN, UP, PyramidDown, resample_down, resample_up
 from unetdiff.nn.residual import merge_attention
-from unetdiff.nn.skips import ConcatSkip
+from unetdiff.nn.skips import Merge
 from unetdiff.spec import Site, UNetSpec
 
 
@@ -25,7 +25,7 @@ def _site(spec: UNetSpec, step: Step) -> Site:
 def _residual_block(spec: UNetSpec, step: Step, resample: nn.Module | None) -> ResidualBlock:
     site = _site(spec, step)
     return BLOCKS[site.pos](
-        step.in_channels + step.skip,
+        step.reads,
         step.out_channels,
         embedding_channels=spec.embedding_channels,
         site=site,
@@ -37,7 +37,13 @@ def _residual_block(spec: UNetSpec, step: Step, resample: nn.Module | None) -> R
         stride=step.stride if step.resampling == "block" else (),
         shortcut_conv=resample is not None and spec.resample_shortcut == "conv",
         first=step.first,
+        padded=not step.shrinks,
     )
+
+
+def _merge(spec: UNetSpec, step: Step) -> Merge:
+    how = (spec.placement, _site(spec, step), spec.dims, spec.skip_fusion)
+    return Merge(step.in_channels, step.skip, *how)
 
 
 class BlockStep(nn.Module):
@@ -46,7 +52,7 @@ class BlockStep(nn.Module):
     def __init__(self, spec: UNetSpec, step: Step, resample: nn.Module | None = None):
         super().__init__()
         site, placement = _site(spec, step), spec.placement
-        self.merge = ConcatSkip(step.in_channels, step.skip, placement, site, spec.dims) if step.skip else None
+        self.merge = _merge(spec, step) if step.skip else None
         self.residual = _residual_block(spec, step, resample)
         attends = step.heads > 0
         self.attention = SelfAttention(step.out_channels, step.heads, placement, site, spec.dims) if attends else None

@@ -129,7 +129,8 @@ class UNet(ModelMixin, ConfigMixin):
             return_dict: whether to return a `UNetOutput` rather than a tuple of its values.
 
         Returns:
-            `.sample` (N, out_channels, *space) of exactly the input's size.
+            `.sample` (N, out_channels, *space) of exactly the input's size (smaller with `valid` convolutions:
+            `layout.output_size` says how large).
 
         Raises:
             ValueError: for a wrong number of axes or channels, or a condition that is missing or not taken.
@@ -137,11 +138,11 @@ class UNet(ModelMixin, ConfigMixin):
         self._check(sample)
         if self.training and self._forced:
             force_unit_weights(self._forced)
-        x = pad_to_multiple(sample, self.multiple, self.padding_mode)
+        size = self._plan.output_size(sample.shape[2:])
+        x = pad_to_multiple(sample, self.multiple, self.padding_mode) if self._plan.pads else sample
         embedding = self.embed(timestep, class_labels, len(x))
         features = self.encoder(self.input_norm(x), embedding)
         finest = self.decoder(features, embedding)[0]
-        size = sample.shape[2:]
         heads = {name: crop(head(finest), size) for name, head in self.head.items()}
         if self.config["divide_by_timestep"]:
             heads = {name: _over(head, timestep) for name, head in heads.items()}
@@ -197,7 +198,8 @@ class UNet(ModelMixin, ConfigMixin):
     def plan(self) -> Plan:
         """Every step with its parameters, and its operations for one sample of `sample_size` (or 32 per axis)."""
         size = self.config["sample_size"] or 32
-        return self.plan_at((size,) * self.config["dims"] if isinstance(size, int) else tuple(size))
+        space = (size,) * self.config["dims"] if isinstance(size, int) else tuple(size)
+        return self.plan_at(self._plan.fitting_size(space))
 
     def plan_at(self, size: Sequence[int]) -> Plan:
         """The plan with the operations for one sample of this size, counted on a copy without storage."""

@@ -169,7 +169,9 @@ class BlockRule(Rule):
 
     @property
     def concatenated(self) -> float:
-        """E[c^2] = (N_a v_a + N_b v_b) / (N_a + N_b), before a norm on both."""
+        """E[c^2] = (N_a v_a + N_b v_b) / (N_a + N_b), before a norm on both; no rule for other ways to fuse."""
+        if self.step.skip and self.spec.skip_fusion != "concat":
+            return UNKNOWN
         before = self.spec.placement.skip == "before_concat" and self.step.skip
         x, skip = (1.0, 1.0) if before else (self.x, self.skip)
         (a, b), (n, s) = self.weights, (self.step.in_channels, self.step.skip)
@@ -288,7 +290,7 @@ class BlockRule(Rule):
         if "branch" in self.spec.placement.zero_init:
             return 0.0
         streams = self.site.main.kind != "none"
-        width = self.step.out_channels if streams else self.step.in_channels + self.step.skip
+        width = self.step.out_channels if streams else self.step.reads
         gradient *= self.step.out_channels / width * (1.0 if streams else self.factors[1])
         first, second = self.normalised
         inner = 1.0 if self.normed else self.inner[0]
@@ -305,7 +307,7 @@ class BlockRule(Rule):
             gradient *= self._slope(self.branch) if known else UNKNOWN
         stream, branch = self.shares
         inner = self._branch_backward(branch * gradient)
-        width = self.step.in_channels + self.step.skip
+        width = self.step.reads
         projected = self.factors[1] * self.step.out_channels / width
         if self.site.main.kind == "none":
             total = inner + (stream * gradient * projected if stream else 0.0)
@@ -318,6 +320,8 @@ class BlockRule(Rule):
         placement, (a, b) = self.spec.placement, self.weights
         if not self.step.skip:
             return gradient, 0.0
+        if self.spec.skip_fusion != "concat":
+            return UNKNOWN, UNKNOWN
         if placement.skip == "after_concat":
             gradient /= self.concatenated
         x, skip = (self.x, self.skip) if placement.skip == "before_concat" else (1.0, 1.0)

@@ -21,6 +21,7 @@ class ResidualBlock(nn.Module):
     `resample`, where given, changes the resolution of branch and shortcut alike (Dhariwal & Nichol 2021); `stride`
     does it by the first convolution. The shortcut is a 1x1 convolution where the width changes, or where
     `shortcut_conv` asks for one. With `placement.residual` off there is no shortcut: two convolutions in a row.
+    `padded`: whether its convolutions keep the size; without, each takes one position off either end of every axis.
     `first`: no block comes before, whose nonlinearity would have shaped what a post-norm block reads.
     """
 
@@ -41,6 +42,7 @@ class ResidualBlock(nn.Module):
         stride: Sequence[int] = (),
         shortcut_conv: bool = False,
         first: bool = False,
+        padded: bool = True,
     ):
         super().__init__()
         self.placement = placement
@@ -63,7 +65,7 @@ class ResidualBlock(nn.Module):
         self.norm1, self.norm2 = (plain, conditioned) if self.conditioned_norm == 2 else (conditioned, plain)
         # A norm that removes each channel's mean removes a bias before it.
         bias = not (site.pos == "post" and removes_mean(site.norm))
-        how = {"weights": weights, "bias": bias}
+        how = {"weights": weights, "bias": bias, "padding": None if padded else 0}
         reads = None if first and site.pos == "post" else activation
         self.conv1 = conv(dims, entry, out_channels, stride=entry_strides, reads=reads, **how)
         self.conv2 = conv(dims, out_channels, out_channels, reads=activation, **how)

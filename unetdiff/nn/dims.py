@@ -39,3 +39,11 @@ def crop(x: Tensor, size: Sequence[int]) -> Tensor:
     if tuple(x.shape[2:]) == tuple(size):
         return x
     return x[(slice(None), slice(None), *(slice(0, length) for length in size))]
+
+
+def crop_centre(x: Tensor, size: Sequence[int]) -> Tensor:
+    """The middle `size` positions of each axis of (N, C, *space)."""
+    if tuple(x.shape[2:]) == tuple(size):
+        return x
+    starts = [(held - length) // 2 for held, length in zip(x.shape[2:], size, strict=True)]
+    return x[(slice(None), slice(None), *(slice(at, at + length) for at, length in zip(starts, size, strict=True)))]

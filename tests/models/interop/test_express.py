@@ -44,6 +44,8 @@ OTHER: dict[str, dict[str, Any]] = {
     "up_channels": {"up_channels": "next"},
     "resample_filter": {"resample_filter": [1, 3, 3, 1]},
     "resample_shortcut": {"resample_shortcut": "conv"},
+    "skip_fusion": {"skip_fusion": "add"},
+    "convolutions": {"convolutions": "valid", "norm": "unet2015", "downsample": "max_pool", "upsample": "nearest"},
     "input_pyramid": {"input_pyramid": True},
     "time_embedding": {"time_embedding": "fourier"},
     "time_input": {"time_input": "log"},

@@ -38,6 +38,7 @@ def _blocks(spec: UNetSpec) -> dict[str, Any]:
     encoder, decoder = spec.levels("encoder", spec.dims), spec.levels("decoder", spec.dims)
     return {
         "dims": spec.dims,
+        "convolutions": spec.convolutions,
         "in_channels": spec.in_channels,
         "heads": list(spec.outputs),
         "out_channels": list(spec.outputs.values()),
@@ -71,6 +72,7 @@ def _resampling(spec: UNetSpec, plan: Plan) -> dict[str, Any]:
         "downsample": downs,
         "upsample": ups,
         "up_channels": [step.out_channels for step in plan.side("decoder") if step.kind == "up"],
+        "skip_fusion": spec.skip_fusion if any(step.skip for step in plan.steps) else "none",
         "input_pyramid": pyramid,
         "resample_filter": [tap / sum(taps) for tap in taps] if filters else None,
         "resample_shortcut": spec.resample_shortcut if "residual" in (*downs, *ups) else None,
@@ -123,7 +125,7 @@ def _norms(spec: UNetSpec, plan: Plan) -> dict[str, Any]:
         for step in skips:
             norm = placement.skip_norm or placement.site("decoder").norm
             apart = placement.skip == "before_concat"
-            widths = [step.in_channels, step.skip] if apart else [step.in_channels + step.skip]
+            widths = [step.in_channels, step.skip] if apart else [step.reads]
             found |= _norm(f"skip_norm at {step.name}", norm, widths)
     return {f"norm.{name}": value for name, value in found.items()}
 
@@ -134,7 +136,7 @@ def _is_block(step: Step) -> bool:
 
 def _site(spec: UNetSpec, side: str, site: Site, blocks: list[Step]) -> dict[str, Any]:
     """The norms of one side of the U. Blocks without a norm run in the order of `pre`."""
-    widths = [width for step in blocks for width in (step.in_channels + step.skip, step.out_channels)]
+    widths = [width for step in blocks for width in (step.reads, step.out_channels)]
     attending = [step.out_channels for step in blocks if step.heads and spec.placement.attention == "pre"]
     return {
         f"{side}.pos": ("post" if site.pos == "post" else "pre") if blocks else None,

@@ -1,0 +1,76 @@
+"""The words of a network's settings, and how one value, or one per level, becomes the levels of a side. No torch."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+DownKind = Literal["strided", "strided_asymmetric", "max_pool", "average_pool", "residual", "block"]
+UpKind = Literal["nearest", "repeat", "transposed", "residual"]
+PaddingMode = Literal["zeros", "reflect", "replicate", "circular"]
+Activation = Literal["silu", "gelu", "relu", "leaky_relu"]
+TimeEmbedding = Literal["sinusoidal", "fourier", "fourier_phase", "none"]
+TimeInput = Literal["timestep", "thousandth", "log"]
+SkipFusion = Literal["concat", "concat_1x1", "add", "gate", "none"]
+PerLevel = int | Sequence[int]
+Flags = bool | Sequence[bool | Sequence[bool]]
+
+
+@dataclass(frozen=True, slots=True)
+class LevelSpec:
+    """One resolution of one side of the U.
+
+    channels: width of its blocks. heads: attention heads of each block (0: no self-attention follows it); its length
+    is the number of blocks. stride: per axis, the factor between this level and the next coarser one; resampling:
+    how that step is taken, on this side ("": the coarsest level, which takes none).
+    """
+
+    channels: int
+    heads: tuple[int, ...]
+    stride: tuple[int, ...] = (2, 2)
+    resampling: str = ""
+
+
+def per_level(name: str, value: Any, levels: int) -> tuple[Any, ...]:
+    """One value for all levels, or one per level."""
+    if not isinstance(value, Sequence):
+        return (value,) * levels
+    if len(value) != levels:
+        held = f"{name} has {len(value)} entries {list(value)}, channels {levels}"
+        raise ValueError(f"{held}: expected one value, or one per level")
+    return tuple(value)
+
+
+def per_transition(name: str, value: str | Sequence[str], levels: int) -> tuple[str, ...]:
+    """How each step between two levels is taken: one word for all, or one per step; none at the coarsest level."""
+    words = (value,) * (levels - 1) if isinstance(value, str) else tuple(value)
+    if len(words) != levels - 1:
+        raise ValueError(f"{name} has {len(words)} entries; expected one word, or {levels - 1}: one per transition")
+    return (*words, "")
+
+
+def per_block(attention: bool | Sequence[bool], blocks: int, side: str) -> tuple[bool, ...]:
+    """One entry per block of a level."""
+    entries = (attention,) * blocks if isinstance(attention, bool) else tuple(attention)
+    if len(entries) != blocks:
+        raise ValueError(f"attention lists {len(entries)} blocks for a level with {blocks} in the {side}")
+    return entries
+
+
+# What a block reads of `channels` of the decoder and `skip` of a saved feature.
+FUSED_CHANNELS: dict[SkipFusion, Callable[[int, int], int]] = {
+    "concat": lambda channels, skip: channels + skip,
+    "concat_1x1": lambda channels, skip: channels,
+    "add": lambda channels, skip: channels,
+    "gate": lambda channels, skip: channels + skip,
+}
+
+
+def head_count(heads: int, head_channels: int | None, channels: int) -> int:
+    """Attention heads at a width; `ValueError` where the width does not divide."""
+    count = heads if head_channels is None else channels // max(head_channels, 1)
+    if count < 1 or channels % count or (head_channels is not None and channels % head_channels):
+        asked = f"attention_heads {heads}" if head_channels is None else f"attention_head_channels {head_channels}"
+        raise ValueError(f"channels {channels} do not divide into {asked}")
+    return count
