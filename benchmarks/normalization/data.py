@@ -37,7 +37,7 @@ def load_images(path: str, config: StudyConfig, device: torch.device) -> Images:
         table = splits[split]()
         if len(table) < count:
             raise ValueError(f"{path} has {len(table)} {split} images; the study asks for {count}")
-        images = np.stack(table.load(np.arange(count)))
+        images = np.stack(list(table.load(np.arange(count))))
         return torch.from_numpy(average_down(images, config.size)).to(device)
 
     known = read("train", config.train_images + config.validation_images)

@@ -30,8 +30,7 @@ def _sides(encoder: bool, decoder: bool) -> Callable[[Norm], NormPlacement]:
 
     def build(group: Norm) -> NormPlacement:
         site = Site("pre", group)
-        sides = {"encoder": site if encoder else BARE, "decoder": site if decoder else BARE}
-        return NormPlacement(out=NONE, time="add", **sides)
+        return NormPlacement(encoder=site if encoder else BARE, decoder=site if decoder else BARE, out=NONE, time="add")
 
     return build
 

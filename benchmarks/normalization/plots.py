@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -45,7 +45,7 @@ def relative_error(arm: Arm, arms: Arms) -> list[Figure]:
     ]
 
 
-def look(placement: str) -> dict[str, object]:
+def look(placement: str) -> dict[str, Any]:
     """Colour, marker and dashes of a placement: the same in every plot."""
     index = list(ARMS).index(placement)
     turn = index // len(COLOURS)
@@ -66,7 +66,7 @@ def level_plot(regimes: Mapping[str, Arms], curve: Curve, label: str, ideal: flo
         for axes, (regime, arms) in zip(panels, regimes.items(), strict=True):
             _level_panel(axes, regime, arms, curve, ideal)
         panels[0].set_ylabel(label)
-        handles: dict[str, object] = {}
+        handles: dict[str, Any] = {}
         for axes in panels:
             handles |= {name: handle for handle, name in zip(*axes.get_legend_handles_labels(), strict=True)}
         canvas.legend(list(handles.values()), list(handles), loc="outside right center")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +21,7 @@ from benchmarks.normalization.regimes import MOST_SIGMA, REGIMES
 from benchmarks.normalization.report import write_report
 from benchmarks.normalization.settings import Job, StudyConfig
 from benchmarks.normalization.study import parse_shard, run_study
-from benchmarks.normalization.training import Images, build, run_job
+from benchmarks.normalization.training import Images, build, run_job, train
 from tests.runs import ROOT
 from unetdiff.models.unet import UNet
 
@@ -147,6 +148,21 @@ def test_a_seed_repeats_and_another_differs(images: Images) -> None:
     assert first["samples"] == second["samples"]
     other = run_job(Job("ddpm", "A", 4, 1e-3), TINY, images)
     assert other["levels"] != first["levels"]
+
+
+def test_placements_of_a_seed_see_the_same_images_and_noise(images: Images, monkeypatch: pytest.MonkeyPatch) -> None:
+    seen: list[torch.Tensor] = []
+    regime = REGIMES["A"]
+
+    def noted(x0: torch.Tensor, noise: torch.Tensor, u: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        seen.append(torch.cat([x0.flatten(), noise.flatten(), u]))
+        return regime.corrupt(x0, noise, u)
+
+    monkeypatch.setitem(REGIMES, "A", replace(regime, corrupt=noted))
+    for name in ("none", "ddpm"):
+        job = Job(name, "A", 0, 1e-3)
+        train(build(job, TINY), job, TINY, images.train)
+    torch.testing.assert_close(torch.stack(seen[:2]), torch.stack(seen[2:]))
 
 
 def test_finished_networks_are_skipped_and_a_killed_one_leaves_nothing(tmp_path: Path, images: Images) -> None:
