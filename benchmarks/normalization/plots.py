@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -56,7 +57,17 @@ def look(placement: str) -> dict[str, Any]:
     }
 
 
-def level_plot(regimes: Mapping[str, Arms], curve: Curve, label: str, ideal: float | None, path: Path) -> None:
+@dataclass(frozen=True)
+class LevelPlot:
+    """A metric over noise levels: what is drawn, its name, where a line is ruled, whether its axis is logarithmic."""
+
+    curve: Curve
+    label: str
+    ideal: float | None = None
+    log: bool = False
+
+
+def level_plot(regimes: Mapping[str, Arms], plot: LevelPlot, path: Path) -> None:
     """One panel per regime: a curve over noise levels per placement, bars of one standard deviation over seeds."""
     from matplotlib.figure import Figure as Canvas
 
@@ -64,8 +75,8 @@ def level_plot(regimes: Mapping[str, Arms], curve: Curve, label: str, ideal: flo
         canvas = Canvas(figsize=(PANEL[0] * len(regimes) + LEGEND, PANEL[1]), dpi=110, layout="constrained")
         panels = canvas.subplots(1, len(regimes), squeeze=False)[0]
         for axes, (regime, arms) in zip(panels, regimes.items(), strict=True):
-            _level_panel(axes, regime, arms, curve, ideal)
-        panels[0].set_ylabel(label)
+            _level_panel(axes, regime, arms, plot)
+        panels[0].set_ylabel(plot.label)
         handles: dict[str, Any] = {}
         for axes in panels:
             handles |= {name: handle for handle, name in zip(*axes.get_legend_handles_labels(), strict=True)}
@@ -73,11 +84,13 @@ def level_plot(regimes: Mapping[str, Arms], curve: Curve, label: str, ideal: flo
         canvas.savefig(path, metadata={"Software": None})
 
 
-def _level_panel(axes: Axes, regime: str, arms: Arms, curve: Curve, ideal: float | None) -> None:
-    if ideal is not None:
-        axes.axhline(ideal, color=MUTED, linewidth=0.8)
+def _level_panel(axes: Axes, regime: str, arms: Arms, plot: LevelPlot) -> None:
+    from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
+
+    if plot.ideal is not None:
+        axes.axhline(plot.ideal, color=MUTED, linewidth=0.8)
     for index, arm in enumerate(arms.values()):
-        figures = curve(arm, arms)
+        figures = plot.curve(arm, arms)
         means = [figure.mean for figure in figures]
         bars = np.nan_to_num([figure.deviation for figure in figures])
         levels = np.array(arm.noise_levels)
@@ -89,6 +102,12 @@ def _level_panel(axes: Axes, regime: str, arms: Arms, curve: Curve, ideal: float
         )
     if regime != "A":
         axes.set_xscale("log")
+        axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+    if plot.log:
+        axes.set_yscale("log")
+        axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+        axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+        axes.yaxis.set_minor_formatter(NullFormatter())
     axes.set_xlabel(LEVEL_NAMES[regime])
     axes.set_title(REGIME_TITLES[regime])
     axes.tick_params(length=0)
@@ -116,17 +135,17 @@ def brightness_plot(arms: Arms, path: Path) -> None:
         canvas.savefig(path, metadata={"Software": None})
 
 
-PLOTS: dict[str, tuple[Curve, str, float | None]] = {
-    "norm_study_beta": (beta, "calibration slope beta", 1.0),
-    "norm_study_transmission": (amplitude, "amplitude transmission H", None),
-    "norm_study_error": (relative_error, "NMSE over that without norms", 1.0),
+PLOTS = {
+    "norm_study_beta": LevelPlot(beta, "calibration slope beta", 1.0),
+    "norm_study_transmission": LevelPlot(amplitude, "amplitude transmission H"),
+    "norm_study_error": LevelPlot(relative_error, "NMSE over that without norms", 1.0, log=True),
 }
 
 
 def draw_plots(regimes: Mapping[str, Arms], folder: Path) -> None:
     """Write the plots as PNG files; that of the brightness where regime A was measured."""
     folder.mkdir(parents=True, exist_ok=True)
-    for name, (curve, label, ideal) in PLOTS.items():
-        level_plot(regimes, curve, label, ideal, folder / f"{name}.png")
+    for name, plot in PLOTS.items():
+        level_plot(regimes, plot, folder / f"{name}.png")
     if "A" in regimes:
         brightness_plot(regimes["A"], folder / "norm_study_brightness.png")

@@ -80,6 +80,8 @@ WORDS = {
     "open": "**By this rule the question is open in A**: no condition holds, but there are too few seeds to refute.",
 }
 
+LEVEL_SYMBOLS = {"A": "t", "B": "sigma", "C": "sigma"}
+
 PLOT_SECTIONS = {
     "norm_study_beta": "Calibration slope per noise level.",
     "norm_study_transmission": "Amplitude transmission per noise level.",
@@ -185,6 +187,17 @@ def sampling_readings(arms: Arms) -> list[str]:
     ]
 
 
+def level_readings(regime: str, arms: Arms) -> list[str]:
+    """Where decoder only is better or worse than encoder only, which their means over noise levels do not show."""
+    if "decoder" not in arms or "encoder" not in arms:
+        return []
+    pairs = zip(arms["decoder"].over_levels("nmse"), arms["encoder"].over_levels("nmse"), strict=True)
+    ratios = [decoder.mean / encoder.mean for decoder, encoder in pairs]
+    ends = [(ratio, arms["decoder"].noise_levels[ratios.index(ratio)]) for ratio in (min(ratios), max(ratios))]
+    said = " to ".join(f"{ratio:.2f} (at {LEVEL_SYMBOLS[regime]} = {level:.3g})" for ratio, level in ends)
+    return [f"- {regime}, level by level: NMSE of decoder only over that of encoder only is from {said}."]
+
+
 def readings(regimes: Mapping[str, Arms]) -> list[str]:
     """What the tables say, in sentences with their numbers."""
     lines = []
@@ -195,8 +208,9 @@ def readings(regimes: Mapping[str, Arms]) -> list[str]:
         lines.append(
             f"- {regime}: least NMSE {ordered[0].title} ({number(ordered[0].nmse, 4)}), most {ordered[-1].title}"
             f" ({number(ordered[-1].nmse, 4)}); the beta furthest from 1 is {beta:.3f}, of {furthest.title} at"
-            f" {'t' if regime == 'A' else 'sigma'} = {level:.3g}."
+            f" {LEVEL_SYMBOLS[regime]} = {level:.3g}."
         )
+        lines += level_readings(regime, arms)
     return lines + sampling_readings(regimes.get("A", {}))
 
 

@@ -293,6 +293,7 @@ def test_the_page_is_made_from_results_alone(tmp_path: Path) -> None:
     assert "`benchmarks/results/norm_study/tiny`" in page
     assert "| decoder only | 3 | 0.001 | 0.1010 ± 0.0010 |" in page
     assert "| both + out (DDPM) | 1 | 0.001 | 0.1000 | 1.600 (at 0.1) |" in page
+    assert "NMSE of decoder only over that of encoder only is from 1.00 (at t = 0.1) to 1.00" in page
     assert "Seeds per arm: 1 to 3" in page
     assert str(tmp_path) not in page
     pictures = {path.name for path in (tmp_path / "docs" / "pictures").iterdir()}
