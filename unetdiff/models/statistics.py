@@ -121,7 +121,7 @@ def _features(unet: UNet, size: int, batch: int) -> tuple[list[Tensor], Tensor |
     config = unet.config
     if any(size % factor for factor in unet.multiple):
         raise ValueError(f"size is {size}; expected a multiple of {unet.multiple}, the network's strides")
-    sample = torch.randn(batch, config["in_channels"], *(size,) * config["dims"])
+    sample = torch.randn(batch, config["in_channels"], *unet.layout.fitting_size((size,) * config["dims"]))
     timestep = None if config["time_embedding"] == "none" else torch.linspace(1, 999, batch)
     labels = torch.randint(config["num_classes"], (batch,)) if config["num_classes"] else None
     embedding = unet.embed(timestep, labels, batch)
