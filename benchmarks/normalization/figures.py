@@ -124,13 +124,13 @@ class Check:
 def checks(arms: Arms) -> list[Check]:
     """The clauses, decoder only against encoder only, in one regime; empty where one of the two is missing.
 
-    The standard error is that of a difference of two means, with the deviation pooled over all arms of the regime.
+    The standard error is that of a difference of two means, with the deviation pooled over the two.
     """
     if "decoder" not in arms or "encoder" not in arms:
         return []
     decoder, encoder = arms["decoder"], arms["encoder"]
     (beta, level), share = decoder.worst_beta, decoder.worst_share
-    deviation = pooled_deviation(arm.nmse for arm in arms.values())
+    deviation = pooled_deviation((decoder.nmse, encoder.nmse))
     error = deviation * math.sqrt(1 / decoder.seeds + 1 / encoder.seeds)
     worse = decoder.nmse.mean - encoder.nmse.mean
     beside = f"encoder only {abs(encoder.worst_beta[0] - 1):.3f}"
