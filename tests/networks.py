@@ -172,3 +172,18 @@ def inputs(unet: UNet, *, batch: int = 2, size: int | tuple[int, ...] = 8) -> di
     if unet.config["num_classes"]:
         call["class_labels"] = torch.arange(batch) % unet.config["num_classes"]
     return call
+
+
+def small_diffusers(**arguments: Any) -> Any:
+    """A `UNet2DModel` of one level for 8x8 images."""
+    from diffusers import UNet2DModel
+
+    unet = UNet2DModel(
+        sample_size=8,
+        block_out_channels=(32,),
+        layers_per_block=1,
+        down_block_types=("DownBlock2D",),
+        up_block_types=("UpBlock2D",),
+        **arguments,
+    )
+    return unet.eval()

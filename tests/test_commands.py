@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from tests.networks import small_diffusers
 from tests.runs import ROOT, command, command_arguments, fit, one_sentence
 
 
@@ -221,16 +222,9 @@ def test_signals_and_volumes_train_resume_and_sample(source: str, dims: int, tmp
 
 
 def test_diffusers_folder_is_sampled_too(tmp_path: Path, run_script) -> None:
-    from diffusers import DDPMPipeline, DDPMScheduler, UNet2DModel
+    from diffusers import DDPMPipeline, DDPMScheduler
 
-    unet = UNet2DModel(
-        sample_size=8,
-        block_out_channels=(32,),
-        layers_per_block=1,
-        down_block_types=("DownBlock2D",),
-        up_block_types=("UpBlock2D",),
-    )
-    DDPMPipeline(unet, DDPMScheduler()).save_pretrained(tmp_path / "theirs")
+    DDPMPipeline(small_diffusers(), DDPMScheduler()).save_pretrained(tmp_path / "theirs")
     words = [str(tmp_path / "theirs"), "--num", "2", "--steps", "2", "--out", str(tmp_path / "out")]
     code, _, errors = run_script("sample/images.py", *words)
     assert code == 0, errors

@@ -13,7 +13,8 @@ from safetensors.torch import save_file
 from torch.testing import assert_close
 
 from tests.models.interop.reference import OWN, small
-from tests.models.interop.test_files import Runs, cut, small_diffusers
+from tests.models.interop.test_files import Runs, cut
+from tests.networks import small_diffusers
 from tests.runs import one_sentence
 from unetdiff import load_run
 

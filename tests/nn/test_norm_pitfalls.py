@@ -53,7 +53,8 @@ def test_groups_that_do_not_divide_are_said_aloud(channels: int, groups: int, le
 def test_fewer_groups_by_design_are_not(channels: int, groups: int, least: int) -> None:
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        make_norm(channels, Norm("group", groups, least), 2)
+        norm = make_norm(channels, Norm("group", groups, least), 2)
+    assert norm.groups == max(1, min(groups, channels // least))
 
 
 @pytest.mark.parametrize("name", [*PRESETS, *NETWORKS])

@@ -15,6 +15,7 @@ from safetensors.torch import save_file
 from torch.testing import assert_close
 
 from tests.models.interop.reference import OWN, Reference, small
+from tests.networks import small_diffusers
 from unetdiff import load_foreign
 
 NAME = "edm2"
@@ -83,20 +84,6 @@ def test_folders_of_diffusers(legacy: bool, tmp_path: Path) -> None:
         for folder in ("pipeline", "model"):
             found = load_foreign(tmp_path / folder, library="diffusers")(x, time).sample
             assert_close(found, expected, rtol=1e-4, atol=1e-5)
-
-
-def small_diffusers(**arguments: Any) -> Any:
-    from diffusers import UNet2DModel
-
-    unet = UNet2DModel(
-        sample_size=8,
-        block_out_channels=(32,),
-        layers_per_block=1,
-        down_block_types=("DownBlock2D",),
-        up_block_types=("UpBlock2D",),
-        **arguments,
-    )
-    return unet.eval()
 
 
 class Runs:
