@@ -16,8 +16,8 @@ from typing import Any
 
 import torch
 
-from unetdiff.models.plan import Step
 from unetdiff.models.statistics import EXAMPLES, default_start, initial_statistics
+from unetdiff.models.step import Step
 from unetdiff.models.variance import Statistic, predict
 from unetdiff.spec import NormPlacement, UNetSpec
 

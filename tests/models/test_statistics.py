@@ -10,8 +10,9 @@ import torch
 
 from tests.networks import NETWORKS
 from unetdiff import UNet
-from unetdiff.models.plan import Step, make_plan
+from unetdiff.models.plan import make_plan
 from unetdiff.models.statistics import EXAMPLES, default_start, initial_statistics
+from unetdiff.models.step import Step
 from unetdiff.models.variance import Statistic, predict
 from unetdiff.spec import NormPlacement, UNetSpec
 

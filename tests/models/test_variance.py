@@ -6,8 +6,8 @@ import math
 
 import pytest
 
-from unetdiff.models.plan import Step
 from unetdiff.models.statistics import EXAMPLES
+from unetdiff.models.step import Step
 from unetdiff.models.variance import Statistic, moments, predict
 from unetdiff.nn.activation import ACTIVATIONS
 from unetdiff.spec import UNetSpec

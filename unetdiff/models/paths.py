@@ -13,7 +13,8 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
-from unetdiff.models.plan import Plan, Step
+from unetdiff.models.plan import Plan
+from unetdiff.models.step import Step
 from unetdiff.nn.norm import group_count
 from unetdiff.placement import Norm, NormPlacement
 
@@ -144,13 +145,16 @@ def paths(plan: Plan) -> tuple[Path, ...]:
     """
     entry = Stretch(_crossing("input norm", plan.placement.input, plan.steps[0].in_channels))
     exit = Stretch(_crossing("out norm", plan.placement.out, plan.side("head")[0].in_channels))
-    encoder, decoder = plan.side("encoder"), plan.side("decoder")
-    rest = [_stretch(plan, step) for step in (*plan.side("middle"), *decoder)]
+    encoder = plan.side("encoder")
     found = []
-    for taker, source in reversed(plan.skips.items()):
-        after = [_stretch(plan, step) for step in decoder[decoder.index(taker) + 1 :]]
-        found.append((f"skip of {source.name}", source, [_stretch(plan, taker, over="skip"), *after, exit]))
-    found.append(("middle", encoder[-1], [*rest, exit]))
+    for taker, sources in reversed(plan.skips.items()):
+        after = plan.onwards(taker)
+        if after[-1].key != plan.outputs[0]:
+            continue  # an output that only joins others as a skip
+        rest_of_it = [_stretch(plan, taker, over="skip"), *(_stretch(plan, step) for step in after[1:]), exit]
+        found += [(f"skip of {source.name}", source, rest_of_it) for source in sources if source.side == "encoder"]
+    through = [_stretch(plan, step) for step in plan.onwards(encoder[-1])[1:]]
+    found.append(("middle", encoder[-1], [*through, exit]))
     every = []
     for name, source, end in found:
         before = encoder[: encoder.index(source) + 1]

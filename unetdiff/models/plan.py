@@ -5,56 +5,11 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from itertools import count
-from typing import Any, Literal
+from itertools import count, pairwise
+from typing import Any
 
-from unetdiff.spec import FUSED_CHANNELS, LevelSpec, NormPlacement, UNetSpec
-
-Side = Literal["encoder", "middle", "decoder", "head"]
-Kind = Literal["stem", "block", "down", "up", "head"]
-
-
-@dataclass(frozen=True, slots=True)
-class Step:
-    """One step of a walk through the U.
-
-    name: its key in the state dict. level: 0 is the finest. number: of a block among those of its level, or of the
-    middle. in_channels: before the skip. fused: with the skip. skip: channels of the
-    saved feature that this step takes (0: none). heads: attention heads (0: no attention after the block).
-    saves: whether its output is kept for the decoder. stream: channels of the input pyramid that it reads (0: none).
-    shrinks: positions that its convolutions take off every axis, where they are not padded.
-    stride: per axis, for steps that change the resolution; resampling: how ("": not at all).
-    parameters: how many numbers it learns; operations: multiplications and additions for one sample (filled in
-    by `UNet.plan`).
-    """
-
-    name: str
-    side: Side
-    kind: Kind
-    level: int
-    in_channels: int
-    out_channels: int
-    skip: int = 0
-    heads: int = 0
-    saves: bool = False
-    stream: int = 0
-    stride: tuple[int, ...] = ()
-    resampling: str = ""
-    number: int = 0
-    fused: int = 0
-    shrinks: int = 0
-    parameters: int = 0
-    operations: int = 0
-
-    @property
-    def reads(self) -> int:
-        """Channels of what its block reads: of the skip and what it joined, as they were fused."""
-        return self.fused or self.in_channels
-
-    @property
-    def first(self) -> bool:
-        """Whether it is the first block, so that no nonlinearity of a block before it shaped its input."""
-        return (self.side, self.kind, self.level, self.number) == ("encoder", "block", 0, 0)
+from unetdiff.models.step import Side, Step, joining
+from unetdiff.spec import LevelSpec, NormPlacement, UNetSpec
 
 
 @dataclass(frozen=True, slots=True)
@@ -119,10 +74,24 @@ class Plan:
         return tuple(step for step in self.side("encoder") if step.saves)
 
     @property
-    def skips(self) -> dict[Step, Step]:
-        """For each step of the decoder that takes a saved feature, the step of the encoder that saved it."""
-        takers = [step for step in self.side("decoder") if step.skip]
-        return dict(zip(takers, reversed(self.features[: len(takers)]), strict=True))
+    def outputs(self) -> tuple[str, ...]:
+        """Keys of the steps that the heads read, the first of which is the network's own."""
+        return tuple(dict.fromkeys(step.source for step in self.side("head")))
+
+    @property
+    def skips(self) -> dict[Step, tuple[Step, ...]]:
+        """For each step of the decoder that takes saved outputs, the steps that saved them."""
+        steps = {step.key: step for step in self.steps}
+        return {step: tuple(steps[key] for key in step.takes) for step in self.side("decoder") if step.takes}
+
+    def onwards(self, step: Step) -> list[Step]:
+        """A step of the body, and those that read it one behind the other, skips apart, up to one that none reads."""
+        body = [entry for entry in self.steps if entry.side != "head"]
+        readers = {entry.source or before.key: entry for before, entry in pairwise(body)}
+        chain = [step]
+        while chain[-1].key in readers:
+            chain.append(readers[chain[-1].key])
+        return chain
 
     def __str__(self) -> str:
         return _table(self)
@@ -132,12 +101,15 @@ def make_plan(spec: UNetSpec) -> Plan:
     """The plan of the network that `spec` describes."""
     encoder = _encoder(spec, spec.levels("encoder", spec.dims))
     decoder = _decoder(spec, spec.levels("decoder", spec.dims), encoder)
-    width = next((step.out_channels for step in reversed(decoder)), encoder[-1].out_channels)
-    heads = [Step(name, "head", "head", 0, width, channels) for name, channels in spec.outputs.items()]
-    taken = {step.skip_from for step in decoder}
+    body = [*encoder, *_middle(spec), *decoder]
+    last = body[-1]
+    heads = [
+        Step(name, "head", "head", 0, last.out_channels, channels, source=last.key)
+        for name, channels in spec.outputs.items()
+    ]
     # The decoder starts from the last feature, whether or not a step takes it again.
-    kept = [replace(step, saves=step.name in taken or step is encoder[-1]) for step in encoder]
-    steps = (*kept, *_middle(spec), *(step.step for step in decoder), *heads)
+    taken = {encoder[-1].key, *(key for step in decoder for key in step.takes)}
+    steps = (*(replace(step, saves=step.key in taken) for step in body), *heads)
     if spec.convolutions == "valid":  # two convolutions, each of which takes one position off either end
         steps = tuple(replace(step, shrinks=4) if step.kind == "block" else step for step in steps)
     return Plan(steps, spec.placement, spec.dims)
@@ -179,42 +151,26 @@ def _middle(spec: UNetSpec) -> list[Step]:
     ]
 
 
-@dataclass(frozen=True, slots=True)
-class _Taking:
-    """A decoder step and the encoder step whose output it takes."""
-
-    step: Step
-    skip_from: str | None = None
-
-    @property
-    def out_channels(self) -> int:
-        return self.step.out_channels
-
-
-def _decoder(spec: UNetSpec, levels: Sequence[LevelSpec], encoder: Sequence[Step]) -> list[_Taking]:
+def _decoder(spec: UNetSpec, levels: Sequence[LevelSpec], encoder: Sequence[Step]) -> list[Step]:
     """The blocks of each level, coarse to fine, with a step up between levels.
 
     A level's blocks take that level's saved features, the latest first; a shorter decoder takes the latest only,
     and blocks beyond the last feature take none.
     """
     width = levels[-1].channels
-    steps: list[_Taking] = []
+    steps: list[Step] = []
     for number in reversed(range(len(levels))):
         level = levels[number]
         sources = [step for step in encoder if step.level == number and spec.skip_fusion != "none"]
         for block, heads in enumerate(level.heads):
-            source = sources.pop() if sources else None
-            skip = source.out_channels if source else 0
-            fused = FUSED_CHANNELS[spec.skip_fusion](width, skip) if skip else 0
-            how: dict[str, Any] = {"skip": skip, "fused": fused, "heads": heads, "number": block}
-            step = Step(f"level{number}_block{block}", "decoder", "block", number, width, level.channels, **how)
-            steps.append(_Taking(step, source.name if source else None))
-            width = level.channels
+            how: dict[str, Any] = {"heads": heads, "number": block, **joining(spec, width, sources[-1:])}
+            steps.append(Step(f"level{number}_block{block}", "decoder", "block", number, width, level.channels, **how))
+            width, sources = level.channels, sources[:-1]
         if number:
             finer = levels[number - 1]
             after = finer.channels if spec.up_channels == "next" else width
             how = {"stride": finer.stride, "resampling": finer.resampling}
-            steps.append(_Taking(Step(f"level{number}_up", "decoder", "up", number - 1, width, after, **how)))
+            steps.append(Step(f"level{number}_up", "decoder", "up", number - 1, width, after, **how))
             width = after
     return steps
 

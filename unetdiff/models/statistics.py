@@ -8,9 +8,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from unetdiff.models.plan import Step
+from unetdiff.models.step import Step
 from unetdiff.models.steps import BlockStep, PyramidStep
-from unetdiff.models.unet import UNet, step_key
+from unetdiff.models.unet import UNet
 from unetdiff.models.variance import Statistic
 
 _BASE: dict[str, Any] = {"channels": [64, 128, 128], "blocks": 2, "in_channels": 3}
@@ -105,8 +105,8 @@ def _measure(unet: UNet, size: int, batch: int) -> dict[Step, Statistic]:
             module.padding_mode = "circular"
     modules = unet.step_modules()
     steps = [step for step in unet.layout.steps if step.side != "head"]
-    streams = {step: _keep_output(modules[step_key(step)]) for step in steps}
-    branches = {step: _keep_output(_branch_end(modules[step_key(step)])) for step in steps}
+    streams = {step: _keep_output(modules[step.key]) for step in steps}
+    branches = {step: _keep_output(_branch_end(modules[step.key])) for step in steps}
     finest = unet.decoder(*_features(unet, size, batch))[0]
     kept = [streams[step][0] for step in steps]
     gradients = torch.autograd.grad(finest, kept, torch.randn_like(finest))

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from unetdiff.models.plan import Step
+from unetdiff.models.step import Step
 from unetdiff.nn.activation import make_activation
 from unetdiff.nn.attention import SelfAttention
 from unetdiff.nn.blocks import BLOCKS, ResidualBlock

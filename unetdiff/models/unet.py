@@ -12,7 +12,8 @@ from diffusers import ConfigMixin, ModelMixin
 from diffusers.utils import BaseOutput
 from torch import Tensor, nn
 
-from unetdiff.models.plan import Plan, Step, make_plan
+from unetdiff.models.plan import Plan, make_plan
+from unetdiff.models.step import Step
 from unetdiff.models.steps import build_step
 from unetdiff.nn.dims import crop, pad_to_multiple
 from unetdiff.nn.embed import make_embedding, per_sample
@@ -72,13 +73,22 @@ class Decoder(_Walk):
 
     def __init__(self, spec: UNetSpec, plan: Plan):
         super().__init__(spec, (*plan.side("middle"), *plan.side("decoder")))
-        self.taken = sum(step.skip > 0 for step in self.steps)  # of the features; the last may only be the start
+        self.features, self.outputs = [step.key for step in plan.features], plan.outputs
+        self.kept = {*self.outputs, *(key for step in self.steps for key in (step.source, *step.takes))}
 
     def forward(self, features: Sequence[Tensor], embedding: Tensor | None = None) -> list[Tensor]:
-        x, skips = features[-1], list(features[: self.taken])
+        x, kept = features[-1], dict(zip(self.features, features, strict=True))
         for step in self.steps:
-            x = self.run(step, x, embedding, skips.pop() if step.skip else None)
-        return [x]
+            entry = kept[step.source] if step.source else x
+            x = self.run(step, entry, embedding, _together([kept[key] for key in step.takes]))
+            if step.key in self.kept:
+                kept[step.key] = x
+        return [kept[key] for key in self.outputs]
+
+
+def _together(skips: Sequence[Tensor]) -> Tensor | None:
+    """Skips side by side; None where there are none."""
+    return torch.cat(list(skips), dim=1) if len(skips) > 1 else next(iter(skips), None)
 
 
 class UNet(ModelMixin, ConfigMixin):
@@ -208,8 +218,8 @@ class UNet(ModelMixin, ConfigMixin):
         operations = step_operations(self, size)
         modules: Mapping[str, nn.Module] = self.step_modules()
         steps = tuple(
-            replace(step, parameters=count_parameters(modules[key]), operations=operations[key])
-            for step, key in ((step, step_key(step)) for step in self._plan.steps)
+            replace(step, parameters=count_parameters(modules[step.key]), operations=operations[step.key])
+            for step in self._plan.steps
         )
         extra = sum(count_parameters(module) for module in (self.embedding, self.input_norm) if module is not None)
         return replace(self._plan, steps=steps, embedding_parameters=extra, size=tuple(size))
@@ -221,9 +231,9 @@ class UNet(ModelMixin, ConfigMixin):
         return describe(self._plan)
 
     def step_modules(self) -> dict[str, nn.Module]:
-        """The module of every step of the plan by `step_key`."""
+        """The module of every step of the plan by its key."""
         walks = {"encoder": self.encoder, "middle": self.decoder, "decoder": self.decoder, "head": self.head}
-        return {step_key(step): walks[step.side][step.name] for step in self._plan.steps}
+        return {step.key: walks[step.side][step.name] for step in self._plan.steps}
 
 
 def _named_heads(heads: Mapping[str, nn.Module]) -> nn.ModuleDict:
@@ -240,11 +250,6 @@ def _over(output: Tensor, timestep: Any) -> Tensor:
     """(N, C, *space) over the timestep of each sample."""
     divisor = per_sample("timestep", timestep, len(output)).to(output)
     return output / divisor.reshape(-1, *(1,) * (output.ndim - 1))
-
-
-def step_key(step: Step) -> str:
-    """A name for a step that no other step of the network has."""
-    return f"{step.side}.{step.name}"
 
 
 def count_parameters(module: nn.Module) -> int:

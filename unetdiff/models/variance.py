@@ -8,14 +8,16 @@ large the gradient. They hold on average over draws of the weights, for unit nor
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache, cached_property
+from itertools import pairwise
 from typing import Any
 
 import torch
 
-from unetdiff.models.plan import Step, make_plan
+from unetdiff.models.plan import make_plan
+from unetdiff.models.step import Step
 from unetdiff.nn.activation import ACTIVATIONS
 from unetdiff.nn.norm import removes_mean
 from unetdiff.nn.skips import mp_weights
@@ -335,6 +337,17 @@ def _rule(spec: UNetSpec, step: Step, **around: Any) -> Rule:
     return (BlockRule if blocks else Rule)(spec, step, **around)
 
 
+def _sources(steps: Sequence[Step]) -> dict[Step, Step]:
+    """The steps that name what they read, with what that is."""
+    by_key = {step.key: step for step in steps}
+    return {step: by_key[step.source] for step in steps if step.source}
+
+
+def _how(neighbours: Mapping[Step, Step], step: Step) -> str:
+    """How the neighbour of a step changes the resolution ("": not at all, or there is none)."""
+    return neighbours[step].resampling if step in neighbours else ""
+
+
 def predict(spec: UNetSpec, measured: Mapping[Step, Statistic] | None = None) -> dict[Step, Statistic]:
     """The statistics of every step up to the decoder's last, for unit normal input and gradient.
 
@@ -344,20 +357,23 @@ def predict(spec: UNetSpec, measured: Mapping[Step, Statistic] | None = None) ->
     """
     plan = make_plan(spec)
     steps = [step for step in plan.steps if step.side != "head"]
+    sources = {step: before for before, step in pairwise(steps)} | _sources(steps)
     rules: dict[Step, Rule] = {}
     variances: dict[Step, float] = {}
-    x = 1.0
-    hows = ["", *(step.resampling for step in steps), ""]
-    for step, before, after in zip(steps, hows, hows[2:], strict=False):
-        skip = variances[plan.skips[step]] if step.skip else 0.0
-        rules[step] = _rule(spec, step, x=x, skip=skip, before=before, after=after)
-        x = variances[step] = rules[step].out if measured is None else measured[step].variance
+    readers = {before: step for step, before in sources.items()}
+    for step in steps:
+        x = variances[sources[step]] if step in sources else 1.0
+        joins = plan.skips.get(step, ())
+        skip = _weighted(*((one.out_channels / step.skip, variances[one]) for one in joins))
+        around = {"before": _how(sources, step), "after": _how(readers, step)}
+        rules[step] = _rule(spec, step, x=x, skip=skip, **around)
+        variances[step] = rules[step].out if measured is None else measured[step].variance
     gradients = dict.fromkeys(steps, 0.0)
     gradients[steps[-1]] = 1.0
-    for number, step in reversed(list(enumerate(steps))):
+    for step in reversed(steps):
         through, aside = rules[step].backward(gradients[step] if measured is None else measured[step].gradient)
-        if number:
-            gradients[steps[number - 1]] += through
-        if step.skip:
-            gradients[plan.skips[step]] += aside
+        if step in sources:
+            gradients[sources[step]] += through
+        for one in plan.skips.get(step, ()):
+            gradients[one] += aside
     return {step: Statistic(rules[step].out, rules[step].branch, gradients[step]) for step in steps}

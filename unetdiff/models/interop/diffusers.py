@@ -17,7 +17,8 @@ from unetdiff.models.interop.arguments import complete, defaults, refuse
 from unetdiff.models.interop.express import require_same
 from unetdiff.models.interop.library import Arguments, Library
 from unetdiff.models.interop.weights import STACKED, Weight, address, layer, layers
-from unetdiff.models.plan import Plan, Step
+from unetdiff.models.plan import Plan
+from unetdiff.models.step import Step
 from unetdiff.nn.norm import group_count
 from unetdiff.spec import Norm, UNetSpec
 

@@ -18,7 +18,8 @@ from torch import Tensor
 from unetdiff.models.interop.arguments import complete, refuse, require_positive
 from unetdiff.models.interop.library import Arguments, Library
 from unetdiff.models.interop.weights import Form, Weight, address, layer, layers, pointwise, projection
-from unetdiff.models.plan import Plan, Step
+from unetdiff.models.plan import Plan
+from unetdiff.models.step import Step
 
 
 @dataclass(frozen=True, kw_only=True)

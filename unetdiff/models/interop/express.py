@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import Any
 
-from unetdiff.models.plan import Plan, Step, make_plan
+from unetdiff.models.plan import Plan, make_plan
+from unetdiff.models.step import Step
 from unetdiff.nn.norm import group_count
 from unetdiff.spec import LevelSpec, Norm, Site, UNetSpec
 

@@ -14,7 +14,8 @@ from unetdiff.models.interop.arguments import complete, require_positive
 from unetdiff.models.interop.express import require_same
 from unetdiff.models.interop.library import Arguments, Library
 from unetdiff.models.interop.weights import Weight, address, layer, layers, pointwise, projection
-from unetdiff.models.plan import Plan, Step
+from unetdiff.models.plan import Plan
+from unetdiff.models.step import Step
 from unetdiff.spec import UNetSpec
 
 _NETWORK = "guided-diffusion's UNetModel"

@@ -13,7 +13,8 @@ from typing import Any
 from unetdiff.models.interop.arguments import complete, refuse, require_positive
 from unetdiff.models.interop.library import Arguments, Library
 from unetdiff.models.interop.weights import SAME, STACKED, Weight, address, layer, layers
-from unetdiff.models.plan import Plan, Step
+from unetdiff.models.plan import Plan
+from unetdiff.models.step import Step
 
 _NETWORK = "MONAI's DiffusionModelUNet"
 

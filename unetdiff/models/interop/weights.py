@@ -13,7 +13,7 @@ import torch
 from einops import rearrange
 from torch import Tensor
 
-from unetdiff.models.plan import Step
+from unetdiff.models.step import Step
 
 Tensors = list[Tensor] | tuple[Tensor, ...]
 
