@@ -5,14 +5,33 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from unetdiff import UNet
-from unetdiff.presets import PRESETS
+from unetdiff.models.unet import UNetOutput
+from unetdiff.presets import preset
 
 SMALL: dict[str, Any] = {"channels": [8, 16], "blocks": 1, "in_channels": 2}
 
 SITE = {"pos": "pre", "norm": {"kind": "group", "groups": 4}}
+
+RESNET: dict[str, Any] = {
+    "model_type": "resnet",
+    "embedding_size": 8,
+    "hidden_sizes": [8, 12, 16, 20],
+    "depths": [1, 1, 1, 1],
+    "layer_type": "basic",
+    "out_features": ["stage1", "stage2", "stage3"],
+}
+
+CONVNEXT: dict[str, Any] = {
+    "model_type": "convnext",
+    "hidden_sizes": [8, 12],
+    "depths": [1, 1],
+    "num_stages": 2,
+    "layer_scale_init_value": 0.5,
+    "out_features": ["stage1", "stage2"],
+}
 
 NETWORKS: dict[str, dict[str, Any]] = {
     "1d": {**SMALL, "dims": 1, "attention": [False, True], "attention_heads": 2},
@@ -129,7 +148,7 @@ NETWORKS: dict[str, dict[str, Any]] = {
         "decoder_blocks": [1, 0],
         "activation": "relu",
     },
-    "unpadded": {**PRESETS["unet2015"], "channels": [4, 8], "decoder_blocks": [1, 0], "sample_size": 24},
+    "unpadded": {**preset("unet2015"), "channels": [4, 8], "decoder_blocks": [1, 0], "sample_size": 24},
     "strided_blocks": {**SMALL, "downsample": "block", "norm": {"encoder": "post", "decoder": "post"}},
     "pointwise_skips": {**SMALL, "channels": [8, 16, 12], "skip_fusion": "concat_1x1", "decoder_attention": True},
     "added_skips": {
@@ -139,9 +158,64 @@ NETWORKS: dict[str, dict[str, Any]] = {
         "norm": {"skip": "after_concat", "skip_scale": "learned"},
     },
     "gated_skips": {**SMALL, "dims": 1, "skip_fusion": "gate", "norm": "adm", "upsample": "residual"},
+    "nested": {
+        **SMALL,
+        "channels": [8, 16, 12],
+        "decoder_kind": "nested",
+        "deep_supervision": True,
+        "up_channels": "next",
+        "skip_fusion": "add",
+        "heads": {"noise": 2, "mask": 3},
+        "num_classes": 2,
+    },
+    "nested_1d": {
+        **SMALL,
+        "channels": [8, 12, 16, 8],
+        "strides": [2, 3, 2],
+        "blocks": 2,
+        "dims": 1,
+        "decoder_kind": "nested",
+        "upsample": ["repeat", "transposed", "residual"],
+        "norm": {"preset": "edm2", "weights": "plain", "skip": "before_concat"},
+    },
+    "transformer": {**SMALL, "transformer_layers": 2, "position_grid": 3, "attention_heads": 2, "dropout": 0.1},
+    "transformer_edm2": {
+        **SMALL,
+        "dims": 3,
+        "norm": "edm2",
+        "middle": False,
+        "transformer_layers": 1,
+        "position_grid": 2,
+        "time_embedding": "fourier_phase",
+    },
+    "separable": {**SMALL, "block_convolutions": "separable", "norm": "adm", "downsample": "block"},
+    "separable_standardized": {
+        **SMALL,
+        "dims": 1,
+        "block_convolutions": "separable",
+        "norm": {"preset": "ddpm", "weights": "standardized"},
+    },
+    "separable_edm2": {**SMALL, "block_convolutions": "separable", "norm": "edm2", "time_embedding": "fourier_phase"},
+    "narrow_decoder": {**SMALL, "decoder_channels": [4, 12], "decoder_blocks": 1, "decoder_attention": True},
+    "pretrained": {
+        **SMALL,
+        "channels": [8, 8, 16, 16, 24],
+        "decoder_blocks": 1,
+        "backbone": {"config": RESNET},
+        "num_classes": 2,
+    },
+    "pretrained_trained": {
+        **SMALL,
+        "in_channels": 1,
+        "channels": [8, 12, 12],
+        "strides": [4, 2],
+        "downsample": "residual",
+        "upsample": "residual",
+        "backbone": {"config": CONVNEXT, "frozen": False},
+    },
     "autoencoder": {**SMALL, "skip_fusion": "none", "num_classes": 2},
-    "ddpm_cifar10": {**PRESETS["ddpm_cifar10"], "channels": [8, 16, 16, 16], "blocks": 1},
-    "adm_64": {**PRESETS["adm_64"], "channels": [8, 16, 16, 24], "blocks": 1, "attention_head_channels": 8},
+    "ddpm_cifar10": {**preset("ddpm_cifar10"), "channels": [8, 16, 16, 16], "blocks": 1},
+    "adm_64": {**preset("adm_64"), "channels": [8, 16, 16, 24], "blocks": 1, "attention_head_channels": 8},
 }
 
 
@@ -172,6 +246,11 @@ def inputs(unet: UNet, *, batch: int = 2, size: int | tuple[int, ...] = 8) -> di
     if unet.config["num_classes"]:
         call["class_labels"] = torch.arange(batch) % unet.config["num_classes"]
     return call
+
+
+def every_output(output: UNetOutput) -> list[Tensor]:
+    """What a network returned: every head's output at every depth."""
+    return [value for heads in (output.heads, *(output.deep or [])) for value in heads.values()]
 
 
 def small_diffusers(**arguments: Any) -> Any:

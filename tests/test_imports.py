@@ -15,6 +15,7 @@ from tests.runs import ROOT
 ORDER = [
     ["typed", "lazy", "files", "progress", "command"],
     ["placement", "levels"],
+    ["architecture"],
     ["spec"],
     ["presets"],
     ["diffusion.options"],

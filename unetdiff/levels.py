@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
+
+from unetdiff.typed import check_types, from_json
 
 DownKind = Literal["strided", "strided_asymmetric", "max_pool", "average_pool", "residual", "block"]
 UpKind = Literal["nearest", "repeat", "transposed", "residual"]
@@ -13,6 +15,8 @@ Activation = Literal["silu", "gelu", "relu", "leaky_relu"]
 TimeEmbedding = Literal["sinusoidal", "fourier", "fourier_phase", "none"]
 TimeInput = Literal["timestep", "thousandth", "log"]
 SkipFusion = Literal["concat", "concat_1x1", "add", "gate", "none"]
+DecoderKind = Literal["plain", "nested"]
+BlockConvolutions = Literal["full", "separable"]
 PerLevel = int | Sequence[int]
 Flags = bool | Sequence[bool | Sequence[bool]]
 
@@ -58,6 +62,15 @@ def per_block(attention: bool | Sequence[bool], blocks: int, side: str) -> tuple
     return entries
 
 
+IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+
+# Blocks per level of the decoder from those of the encoder: one more, so that every saved feature has a taker
+# (Ho et al. 2020); in a nested decoder as many, at every level that has something coarser to take in.
+DECODER_BLOCKS: dict[DecoderKind, Callable[[Sequence[int]], list[int]]] = {
+    "plain": lambda blocks: [entry + 1 for entry in blocks],
+    "nested": lambda blocks: [*blocks[:-1], 0],
+}
+
 # What a block reads of `channels` of the decoder and `skip` of a saved feature.
 FUSED_CHANNELS: dict[SkipFusion, Callable[[int, int], int]] = {
     "concat": lambda channels, skip: channels + skip,
@@ -65,6 +78,43 @@ FUSED_CHANNELS: dict[SkipFusion, Callable[[int, int], int]] = {
     "add": lambda channels, skip: channels,
     "gate": lambda channels, skip: channels + skip,
 }
+
+
+@dataclass(frozen=True, slots=True)
+class Backbone:
+    """A pretrained network that stands in for the encoder: any that transformers' `AutoBackbone` knows.
+
+    name: on the hub (owner/name), or a local folder; its weights are read when the network is first built. frozen: its
+    weights and the statistics of its norms stay as they are. features: the stages or layers to read, by transformers'
+    names; None: all stages, or four layers evenly spaced where all are of one resolution. mean, std: of the images
+    that it was trained on, per channel, in [0, 1]. Filled in from `name` where they are not given: config, its own
+    settings as JSON; channels and strides of the features, fine to coarse, those of equal stride taken together.
+    """
+
+    name: str | None = None
+    frozen: bool = True
+    features: Sequence[str] | None = None
+    mean: Sequence[float] = IMAGENET_MEAN
+    std: Sequence[float] = IMAGENET_STD
+    config: Mapping[str, Any] | None = None
+    channels: Sequence[int] | None = None
+    strides: Sequence[int] | None = None
+
+    def __post_init__(self) -> None:
+        check_types(self)
+        if self.name is None and self.config is None:
+            raise ValueError("backbone has neither name nor config: expected a name on the hub or a local folder")
+        for name in ("mean", "std"):
+            held = getattr(self, name)
+            if len(held) != 3 or (name == "std" and min(held) <= 0):
+                raise ValueError(f"backbone.{name} is {list(held)}; expected three numbers, std positive")
+
+    @classmethod
+    def of(cls, value: str | Mapping[str, Any] | Backbone) -> Backbone:
+        """A backbone from its name alone, from a JSON object, or from itself."""
+        if isinstance(value, str):
+            return cls(value)
+        return value if isinstance(value, Backbone) else from_json(cls, value)
 
 
 def head_count(heads: int, head_channels: int | None, channels: int) -> int:

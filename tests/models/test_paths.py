@@ -15,7 +15,7 @@ from unetdiff import UNet
 from unetdiff.models.paths import describe, paths, straddling
 from unetdiff.models.plan import make_plan
 from unetdiff.models.statistics import EXAMPLES
-from unetdiff.presets import PRESETS
+from unetdiff.presets import preset
 from unetdiff.spec import UNetSpec
 
 PRESET_NETWORKS = {f"example_{name}": {**entry, "channels": [8, 16, 16]} for name, entry in EXAMPLES.items()}
@@ -62,7 +62,8 @@ PLACED: dict[str, dict[str, Any]] = {
     ),
 }
 
-EVERY = {**NETWORKS, **PRESET_NETWORKS, **PLACED}
+FOLLOWED = {name: settings for name, settings in NETWORKS.items() if "backbone" not in settings}
+EVERY = {**FOLLOWED, **PRESET_NETWORKS, **PLACED}
 every_network = pytest.mark.parametrize("name", EVERY)
 
 
@@ -208,13 +209,20 @@ def test_branches_are_told_apart_from_the_stream() -> None:
 
 def test_groups_of_encoder_and_decoder_channels_are_named() -> None:
     """256 + 128 channels in 32 groups of 12: the 22nd has channels of both."""
-    plan = plan_of(PRESETS["ddpm_cifar10"])
+    plan = plan_of(preset("ddpm_cifar10"))
     assert [(step.name, step.in_channels, step.skip, groups) for step, groups in straddling(plan)] == [
         ("level1_block2", 256, 128, 32),
         ("level0_block0", 256, 128, 32),
     ]
     assert "those of level1_block2's first norm (256 + 128 channels in 32)" in describe(plan)
     assert "mix decoder and encoder" not in describe(plan_of(EXAMPLES["edm2"]))
+
+
+def test_what_passes_a_pretrained_network_is_not_followed() -> None:
+    plan = plan_of(NETWORKS["pretrained"])
+    assert [path.name for path in paths(plan)] == ["skip of level0_block0", "skip of level1_block0"]
+    assert "its paths are left out" in describe(plan)
+    assert "left out" not in describe(plan_of(NETWORKS["2d"]))
 
 
 def test_description_is_short() -> None:
@@ -225,7 +233,7 @@ def test_description_is_short() -> None:
 @pytest.mark.skipif(not (ROOT / "docs").exists(), reason="a source distribution has no docs")
 def test_the_documentation_shows_what_is_printed() -> None:
     page = (ROOT / "docs" / "placement.md").read_text()
-    for settings in (PRESETS["ddpm_cifar10"], EXAMPLES["edm2"], EXAMPLES["nnunet"]):
+    for settings in (preset("ddpm_cifar10"), EXAMPLES["edm2"], EXAMPLES["nnunet"]):
         assert describe(plan_of(settings)) in page
 
 

@@ -97,13 +97,18 @@ def test_outputs_start_with_unit_variance_where_they_do_not_start_at_zero(norm: 
     assert sum(sizes) / len(sizes) == pytest.approx(1, rel=0.1)
 
 
-@pytest.mark.parametrize("name", NETWORKS)
+@pytest.mark.parametrize("name", [name for name, settings in NETWORKS.items() if "backbone" not in settings])
 def test_every_network_can_be_measured_and_predicted(name: str) -> None:
     spec = UNetSpec(**NETWORKS[name])
     measured = initial_statistics(NETWORKS[name], size=2 * max(make_plan(spec).multiple), seeds=1)
     predicted = predict(spec, measured)
     assert list(predicted) == list(measured)
     assert all(math.isfinite(row.variance) and row.gradient >= 0 for row in measured.values())
+
+
+def test_pretrained_networks_are_refused() -> None:
+    with pytest.raises(ValueError, match="has no first weights"):
+        initial_statistics(NETWORKS["pretrained"])
 
 
 def test_sizes_that_the_strides_do_not_divide_are_refused() -> None:

@@ -80,9 +80,16 @@ class DiffusionObjective:
         Raises:
             ValueError: the number of output channels is not what the variance setting asks for.
         """
-        x0, noise = x0.float(), noise.float()
-        x_t = add_noise(self.scheduler, x0, noise, timesteps)
-        output = denoise(x_t, timesteps, class_labels).float()
+        x_t = self.noisy(x0, noise, timesteps)
+        return self.score(denoise(x_t, timesteps, class_labels), x0, x_t, noise, timesteps)
+
+    def noisy(self, x0: Tensor, noise: Tensor, timesteps: Tensor) -> Tensor:
+        """x_t (N, C, *space) of x0 and noise at timesteps (N,), in float32."""
+        return add_noise(self.scheduler, x0.float(), noise.float(), timesteps)
+
+    def score(self, output: Tensor, x0: Tensor, x_t: Tensor, noise: Tensor, timesteps: Tensor) -> SampleLosses:
+        """The losses of what a network returned for x_t; arguments and errors as of `loss_per_sample`."""
+        x0, noise, output = x0.float(), noise.float(), output.float()
         expected = x0.shape[1] * (2 if self.variance == "learned" else 1)
         if output.shape[1] != expected:
             raise ValueError(

@@ -16,6 +16,7 @@ from typing import Literal
 from unetdiff.models.plan import Plan
 from unetdiff.models.step import Step
 from unetdiff.nn.norm import group_count
+from unetdiff.nn.transformer import LAYER_NORM
 from unetdiff.placement import Norm, NormPlacement
 
 Passing = Literal["passes", "per group", "erased"]
@@ -141,7 +142,9 @@ def _crossing(place: str, norm: Norm, channels: int) -> tuple[Crossing, ...]:
 def paths(plan: Plan) -> tuple[Path, ...]:
     """Every path along the stream: one per skip, fine to coarse, and the one through the middle.
 
-    Behind a step that the input pyramid joins there is another of each, `by the pyramid`, past all before that step.
+    A nested decoder has more; those that are followed take the fewest steps from each feature. What passes a pretrained
+    network is not followed. Behind a step that the input pyramid joins there is another of each, `by the pyramid`, past
+    all before that step.
     """
     entry = Stretch(_crossing("input norm", plan.placement.input, plan.steps[0].in_channels))
     exit = Stretch(_crossing("out norm", plan.placement.out, plan.side("head")[0].in_channels))
@@ -157,7 +160,9 @@ def paths(plan: Plan) -> tuple[Path, ...]:
     found.append(("middle", encoder[-1], [*through, exit]))
     every = []
     for name, source, end in found:
-        before = encoder[: encoder.index(source) + 1]
+        before = plan.upto(source)
+        if any(step.kind == "backbone" for step in before):
+            continue
         joined = [number for number, step in enumerate(before) if step.stream]
         starts = {name: 0} | ({f"{name} by the pyramid": joined[-1] + 1} if joined else {})
         for title, start in starts.items():
@@ -168,6 +173,9 @@ def paths(plan: Plan) -> tuple[Path, ...]:
 def _stretch(plan: Plan, step: Step, over: Literal["stream", "skip"] = "stream") -> Stretch:
     """What the stream crosses in a step; `over`: whether it comes in as the stream or as the skip."""
     merging = _merge_norms(plan, step, over) if step.skip else ()
+    if step.kind == "transformer":
+        normed = plan.placement.attention == "pre"
+        return Stretch(branches=_crossing("transformer's norm", LAYER_NORM, step.out_channels) if normed else (None,))
     if step.kind != "block" and step.resampling != "residual":
         return Stretch()
     assert step.side != "head"
@@ -237,8 +245,15 @@ def describe(plan: Plan) -> str:
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     lines = ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows]
     rule = "-" * max(map(len, lines))
-    notes = [_amplitude_sentence(every, plan.placement.clip), _mean_sentence(every)]
+    notes = [_amplitude_sentence(every, plan.placement.clip), _mean_sentence(every), *_not_followed(plan)]
     return "\n".join([lines[0], rule, *lines[1:], rule, *notes, *_mixed_groups(plan), *_batch_norms(plan)])
+
+
+def _not_followed(plan: Plan) -> list[str]:
+    """A sentence on what passes a pretrained network, where there is one."""
+    if not any(step.kind == "backbone" for step in plan.steps):
+        return []
+    return ["What the pretrained network makes of amplitude and mean is not followed: its paths are left out."]
 
 
 def _cells(path: Path) -> tuple[str, ...]:

@@ -3,21 +3,27 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import count, pairwise
 from typing import Any
 
-from unetdiff.models.step import Side, Step, joining
+from unetdiff.models.nested import depth_name, nested_decoder
+from unetdiff.models.pretrained import backbone_features, resolve
+from unetdiff.models.step import Side, Step, joining, step_up
 from unetdiff.spec import LevelSpec, NormPlacement, UNetSpec
 
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """The steps of a network in the order in which they run, and what its table needs besides."""
+    """The steps of a network in the order in which they run, and what its table needs besides.
+
+    multiple: per axis, what the input's size must be a multiple of: the product of all strides.
+    """
 
     steps: tuple[Step, ...]
     placement: NormPlacement
+    multiple: tuple[int, ...]
     dims: int = 2
     embedding_parameters: int = 0
     size: tuple[int, ...] = ()
@@ -25,12 +31,6 @@ class Plan:
     def side(self, side: Side) -> tuple[Step, ...]:
         """The steps of one side."""
         return tuple(step for step in self.steps if step.side == side)
-
-    @property
-    def multiple(self) -> tuple[int, ...]:
-        """Per axis, what the input's size must be a multiple of: the product of all strides."""
-        strides = [step.stride for step in self.side("encoder") if step.resampling]
-        return tuple(math.prod(stride[axis] for stride in strides) for axis in range(self.dims))
 
     @property
     def pads(self) -> bool:
@@ -84,13 +84,26 @@ class Plan:
         steps = {step.key: step for step in self.steps}
         return {step: tuple(steps[key] for key in step.takes) for step in self.side("decoder") if step.takes}
 
+    @property
+    def reads(self) -> dict[Step, Step]:
+        """For each step of the body, the step whose output it reads, skips apart; none for one that reads the input."""
+        body = [step for step in self.steps if step.side != "head"]
+        by_key = {step.key: step for step in body}
+        named = {step: by_key[step.source] for step in body if step.source in by_key}
+        return {step: before for before, step in pairwise(body) if not step.source} | named
+
+    def upto(self, step: Step) -> list[Step]:
+        """The steps from the input up to this one, each of which reads the one before it."""
+        reads, chain = self.reads, [step]
+        while chain[0] in reads:
+            chain.insert(0, reads[chain[0]])
+        return chain
+
     def onwards(self, step: Step) -> list[Step]:
-        """A step of the body, and those that read it one behind the other, skips apart, up to one that none reads."""
-        body = [entry for entry in self.steps if entry.side != "head"]
-        readers = {entry.source or before.key: entry for before, entry in pairwise(body)}
-        chain = [step]
-        while chain[-1].key in readers:
-            chain.append(readers[chain[-1].key])
+        """The steps from this one on, each of which reads the one before it, up to one that none reads."""
+        readers, chain = {before: reader for reader, before in self.reads.items()}, [step]
+        while chain[-1] in readers:
+            chain.append(readers[chain[-1]])
         return chain
 
     def __str__(self) -> str:
@@ -98,40 +111,61 @@ class Plan:
 
 
 def make_plan(spec: UNetSpec) -> Plan:
-    """The plan of the network that `spec` describes."""
-    encoder = _encoder(spec, spec.levels("encoder", spec.dims))
-    decoder = _decoder(spec, spec.levels("decoder", spec.dims), encoder)
-    body = [*encoder, *_middle(spec), *decoder]
-    last = body[-1]
-    heads = [
-        Step(name, "head", "head", 0, last.out_channels, channels, source=last.key)
-        for name, channels in spec.outputs.items()
-    ]
+    """The plan of the network that `spec` describes (a backbone that it names alone is looked up)."""
+    spec = resolve(spec)
+    levels = spec.levels("encoder", spec.dims)
+    encoder = _encoder(spec, levels, {} if spec.backbone is None else backbone_features(spec))
+    middle = _middle(spec)
+    decoder, outputs = DECODERS[spec.decoder_kind](spec, spec.levels("decoder", spec.dims), encoder, middle)
+    body = [*encoder, *middle, *decoder]
     # The decoder starts from the last feature, whether or not a step takes it again.
     taken = {encoder[-1].key, *(key for step in decoder for key in step.takes)}
-    steps = (*(replace(step, saves=step.key in taken) for step in body), *heads)
+    steps = (*(replace(step, saves=step.key in taken) for step in body), *_heads(spec, outputs))
     if spec.convolutions == "valid":  # two convolutions, each of which takes one position off either end
         steps = tuple(replace(step, shrinks=4) if step.kind == "block" else step for step in steps)
-    return Plan(steps, spec.placement, spec.dims)
+    multiple = tuple(map(math.prod, zip((1,) * spec.dims, *spec.stride_tuples(spec.dims), strict=True)))
+    return Plan(steps, spec.placement, multiple, spec.dims)
 
 
-def _encoder(spec: UNetSpec, levels: Sequence[LevelSpec]) -> list[Step]:
-    """Stem, then the blocks of each level with a step down between levels."""
+def _heads(spec: UNetSpec, outputs: Sequence[Step]) -> list[Step]:
+    """The heads at every output of the decoder; behind the first, their names say how deep a network they end."""
+    return [
+        Step(
+            name if number == 0 else depth_name(name, len(outputs) - number),
+            "head",
+            "head",
+            0,
+            output.out_channels,
+            channels,
+            source=output.key,
+        )
+        for number, output in enumerate(outputs)
+        for name, channels in spec.outputs.items()
+    ]
+
+
+def _encoder(spec: UNetSpec, levels: Sequence[LevelSpec], entries: Mapping[int, Sequence[Step]]) -> list[Step]:
+    """Stem, then the blocks of each level; between levels a step down, or what `entries` has for a level instead."""
     width = spec.in_channels if spec.stem_channels == 0 else spec.stem_channels or levels[0].channels
     steps = [Step("stem", "encoder", "stem", 0, spec.in_channels, width)] if spec.stem_channels != 0 else []
     stream: int = spec.in_channels
     entry: dict[str, Any] = {}
     for number, level in enumerate(levels):
+        if number in entries:
+            steps += entries[number]
+            width = steps[-1].out_channels
         for block, heads in enumerate(level.heads):
             name = f"level{number}_block{block}"
             steps.append(
                 Step(name, "encoder", "block", number, width, level.channels, heads=heads, number=block, **entry)
             )
             width, entry = level.channels, {}
+        if not level.resampling or number + 1 in entries:
+            continue
         how: dict[str, Any] = {"stride": level.stride, "resampling": level.resampling}
         if level.resampling == "block":
             entry = how
-        elif level.resampling:
+        else:
             stream_read = stream if spec.input_pyramid else 0
             steps.append(
                 Step(f"level{number}_down", "encoder", "down", number + 1, width, width, stream=stream_read, **how)
@@ -141,23 +175,29 @@ def _encoder(spec: UNetSpec, levels: Sequence[LevelSpec]) -> list[Step]:
 
 
 def _middle(spec: UNetSpec) -> list[Step]:
-    """Block, attention, block at the coarsest level."""
+    """Block, attention, block at the coarsest level, and the layers of a transformer between the two."""
     width, last = spec.channels[-1], len(spec.channels) - 1
-    if not spec.middle:
-        return []
-    return [
+    blocks = [
         Step("middle_block0", "middle", "block", last, width, width, heads=spec.middle_heads),
         Step("middle_block1", "middle", "block", last, width, width, number=1),
     ]
+    layers = [
+        Step(f"middle_layer{number}", "middle", "transformer", last, width, width, heads=spec.transformer_heads)
+        for number in range(spec.transformer_layers)
+    ]
+    position = [Step("middle_position", "middle", "position", last, width, width)] if layers else []
+    return [*blocks[: spec.middle], *position, *layers, *blocks[1 : 1 + spec.middle]]
 
 
-def _decoder(spec: UNetSpec, levels: Sequence[LevelSpec], encoder: Sequence[Step]) -> list[Step]:
+def plain_decoder(
+    spec: UNetSpec, levels: Sequence[LevelSpec], encoder: Sequence[Step], middle: Sequence[Step]
+) -> tuple[list[Step], list[Step]]:
     """The blocks of each level, coarse to fine, with a step up between levels.
 
     A level's blocks take that level's saved features, the latest first; a shorter decoder takes the latest only,
     and blocks beyond the last feature take none.
     """
-    width = levels[-1].channels
+    width = spec.channels[-1]
     steps: list[Step] = []
     for number in reversed(range(len(levels))):
         level = levels[number]
@@ -167,12 +207,13 @@ def _decoder(spec: UNetSpec, levels: Sequence[LevelSpec], encoder: Sequence[Step
             steps.append(Step(f"level{number}_block{block}", "decoder", "block", number, width, level.channels, **how))
             width, sources = level.channels, sources[:-1]
         if number:
-            finer = levels[number - 1]
-            after = finer.channels if spec.up_channels == "next" else width
-            how = {"stride": finer.stride, "resampling": finer.resampling}
-            steps.append(Step(f"level{number}_up", "decoder", "up", number - 1, width, after, **how))
-            width = after
-    return steps
+            steps.append(step_up(spec, f"level{number}_up", number - 1, width, levels[number - 1]))
+            width = steps[-1].out_channels
+    return steps, [[*encoder, *middle, *steps][-1]]
+
+
+# The ways to build a decoder: (spec, its levels, encoder, middle) -> its steps, and those that heads read.
+DECODERS = {"plain": plain_decoder, "nested": nested_decoder}
 
 
 def _site_text(plan: Plan, step: Step) -> str:
@@ -181,7 +222,9 @@ def _site_text(plan: Plan, step: Step) -> str:
         return "" if plan.placement.input.kind == "none" else plan.placement.input.kind
     if step.side == "head":
         return "" if plan.placement.out.kind == "none" else f"pre {plan.placement.out.kind}"
-    if step.kind in ("down", "up") and step.resampling != "residual":
+    if step.kind == "transformer":
+        return "pre layer" if plan.placement.attention == "pre" else ""
+    if step.kind != "block" and step.resampling != "residual":
         return ""
     site = plan.placement.site(step.side)
     main = "" if site.main.kind == "none" else f" + main {site.main.kind}"

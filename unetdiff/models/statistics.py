@@ -76,8 +76,10 @@ def initial_statistics(
         start: what gives the new networks other first weights.
 
     Raises:
-        ValueError: for a size that the strides do not divide.
+        ValueError: for a size that the strides do not divide, or a network with a pretrained backbone.
     """
+    if settings.get("backbone") is not None:
+        raise ValueError("a network with a pretrained backbone has no first weights to measure")
     rows: list[dict[Step, Statistic]] = []
     with torch.random.fork_rng(devices=[]):
         for seed in range(seeds):

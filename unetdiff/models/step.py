@@ -6,10 +6,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from unetdiff.spec import FUSED_CHANNELS, UNetSpec
+from unetdiff.spec import FUSED_CHANNELS, LevelSpec, UNetSpec
 
 Side = Literal["encoder", "middle", "decoder", "head"]
-Kind = Literal["stem", "block", "down", "up", "head"]
+Kind = Literal["stem", "block", "down", "up", "head", "position", "transformer", "backbone", "feature"]
+
+INPUT = "input"  # what `source` says of a step that reads the network's input
 
 
 @dataclass(frozen=True, slots=True)
@@ -18,12 +20,12 @@ class Step:
 
     name: its key in the state dict. level: 0 is the finest. number: of a block among those of its level, or of the
     middle. in_channels: before the skip. fused: with the skip. source: key of the step whose output it reads ("": the
-    step before it). takes: keys of the steps whose outputs join it as a skip, side by side; skip: their channels
-    together (0: none). heads: attention heads (0: no attention after the block). saves: whether its output is kept
-    for a later step. stream: channels of the input pyramid that it reads (0: none). shrinks: positions that its
-    convolutions take off every axis, where they are not padded. stride: per axis, for steps that change the
-    resolution; resampling: how ("": not at all). parameters: how many numbers it learns; operations:
-    multiplications and additions for one sample (filled in by `UNet.plan`).
+    step before it; INPUT: the network's input). takes: keys of the steps whose outputs join it as a skip, side by
+    side; skip: their channels together (0: none). heads: attention heads (0: no attention after the block). saves:
+    whether its output is kept for a later step. stream: channels of the input pyramid that it reads (0: none).
+    shrinks: positions that its convolutions take off every axis, where they are not padded. stride: per axis, for
+    steps that change the resolution; resampling: how ("": not at all). parameters: how many numbers it learns;
+    operations: multiplications and additions for one sample (filled in by `UNet.plan`).
     """
 
     name: str
@@ -60,6 +62,13 @@ class Step:
     def first(self) -> bool:
         """Whether it is the first block, so that no nonlinearity of a block before it shaped its input."""
         return (self.side, self.kind, self.level, self.number) == ("encoder", "block", 0, 0)
+
+
+def step_up(spec: UNetSpec, name: str, level: int, channels: int, finer: LevelSpec, source: str = "") -> Step:
+    """The step of the decoder up to `level`, which `finer` describes."""
+    after = finer.channels if spec.up_channels == "next" else channels
+    how: dict[str, Any] = {"stride": finer.stride, "resampling": finer.resampling, "source": source}
+    return Step(name, "decoder", "up", level, channels, after, **how)
 
 
 def joining(spec: UNetSpec, channels: int, sources: Sequence[Step]) -> dict[str, Any]:

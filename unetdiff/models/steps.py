@@ -2,18 +2,22 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor, nn
 
 from unetdiff.models.step import Step
 from unetdiff.nn.activation import make_activation
 from unetdiff.nn.attention import SelfAttention
+from unetdiff.nn.backbone import PretrainedBackbone
 from unetdiff.nn.blocks import BLOCKS, ResidualBlock
 from unetdiff.nn.layers import conv, zero_
 from unetdiff.nn.norm import make_norm
 from unetdiff.nn.resample import DOWN, UP, PyramidDown, resample_down, resample_up
 from unetdiff.nn.residual import merge_attention
 from unetdiff.nn.skips import Merge
+from unetdiff.nn.transformer import PositionEmbedding, TransformerLayer
 from unetdiff.spec import Site, UNetSpec
 
 
@@ -38,6 +42,7 @@ def _residual_block(spec: UNetSpec, step: Step, resample: nn.Module | None) -> R
         shortcut_conv=resample is not None and spec.resample_shortcut == "conv",
         first=step.first,
         padded=not step.shrinks,
+        convolutions=spec.block_convolutions,
     )
 
 
@@ -98,6 +103,37 @@ class PyramidStep(nn.Module):
         return merge_attention(self.down(x, embedding), self.stream(skip), self.placement)
 
 
+class TransformerStep(nn.Module):
+    """A layer of a transformer."""
+
+    def __init__(self, spec: UNetSpec, step: Step):
+        super().__init__()
+        how = (spec.placement, _site(spec, step), spec.dims, spec.embedding_channels, spec.dropout)
+        self.layer = TransformerLayer(step.out_channels, step.heads, *how)
+
+    def forward(self, x: Tensor, embedding: Tensor | None = None, skip: Tensor | None = None) -> Tensor:
+        return self.layer(x, embedding)
+
+
+class Feature(nn.Module):
+    """One of a list of features."""
+
+    def __init__(self, number: int):
+        super().__init__()
+        self.number = number
+
+    def forward(self, features: Sequence[Tensor]) -> Tensor:
+        return features[self.number]
+
+
+def _backbone(spec: UNetSpec, step: Step) -> nn.Module:
+    foreign = spec.foreign
+    assert foreign is not None
+    assert foreign.config is not None
+    how = {"frozen": foreign.frozen, "mean": foreign.mean, "std": foreign.std}
+    return PlainStep(PretrainedBackbone(foreign.config, spec.in_channels, **how))
+
+
 def _head(spec: UNetSpec, step: Step) -> nn.Sequential:
     """norm and activation, convolution: from the decoder's finest features (N, C, *space) to one output.
 
@@ -139,7 +175,17 @@ def _up(spec: UNetSpec, step: Step) -> nn.Module:
     return PlainStep(UP[step.resampling](*widths, step.stride, spec.dims, spec.placement.weights))
 
 
-STEPS = {"stem": _stem, "block": BlockStep, "down": _down, "up": _up, "head": _head}
+STEPS = {
+    "stem": _stem,
+    "block": BlockStep,
+    "down": _down,
+    "up": _up,
+    "head": _head,
+    "position": lambda spec, step: PlainStep(PositionEmbedding(step.out_channels, spec.position_grid, spec.dims)),
+    "transformer": TransformerStep,
+    "backbone": _backbone,
+    "feature": lambda spec, step: PlainStep(Feature(step.number)),
+}
 
 
 def build_step(spec: UNetSpec, step: Step) -> nn.Module:

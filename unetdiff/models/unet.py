@@ -13,7 +13,8 @@ from diffusers.utils import BaseOutput
 from torch import Tensor, nn
 
 from unetdiff.models.plan import Plan, make_plan
-from unetdiff.models.step import Step
+from unetdiff.models.pretrained import load_pretrained, resolve
+from unetdiff.models.step import INPUT, Step
 from unetdiff.models.steps import build_step
 from unetdiff.nn.dims import crop, pad_to_multiple
 from unetdiff.nn.embed import make_embedding, per_sample
@@ -26,10 +27,14 @@ from unetdiff.typed import from_json
 
 @dataclass
 class UNetOutput(BaseOutput):
-    """What a `UNet` returns: `sample`, (N, C, *space), the first head's output; `heads`, every output by name."""
+    """What a `UNet` returns: `sample`, (N, C, *space), the first head's output; `heads`, every output by name.
+
+    deep: in training with `deep_supervision`, the outputs by name of every shallower U, the deepest first.
+    """
 
     sample: Tensor
     heads: dict[str, Tensor] = None  # pyright: ignore # never None: accelerate rebuilds outputs from one mapping
+    deep: list[dict[str, Tensor]] = None  # pyright: ignore
 
 
 class _Walk(nn.ModuleDict):
@@ -40,6 +45,7 @@ class _Walk(nn.ModuleDict):
     def __init__(self, spec: UNetSpec, steps: Sequence[Step]):
         super().__init__({step.name: build_step(spec, step) for step in steps})
         self.steps = tuple(steps)
+        self.sources = {key for step in steps for key in (step.source, *step.takes)}
 
     def run(self, step: Step, x: Tensor, embedding: Tensor | None, skip: Tensor | None = None) -> Tensor:
         """One step: (N, C, *space) in and out."""
@@ -58,11 +64,13 @@ class Encoder(_Walk):
         self.levels = [step.level for step in plan.features]
 
     def forward(self, x: Tensor, embedding: Tensor | None = None) -> list[Tensor]:
-        features, stream = [], x
+        features, stream, kept = [], x, {INPUT: x}
         for step in self.steps:
-            x = self.run(step, x, embedding, stream if step.stream else None)
+            x = self.run(step, kept[step.source] if step.source else x, embedding, stream if step.stream else None)
             if step.stream:
                 stream = x
+            if step.key in self.sources:
+                kept[step.key] = x
             if step.saves:
                 features.append(x)
         return features
@@ -74,14 +82,13 @@ class Decoder(_Walk):
     def __init__(self, spec: UNetSpec, plan: Plan):
         super().__init__(spec, (*plan.side("middle"), *plan.side("decoder")))
         self.features, self.outputs = [step.key for step in plan.features], plan.outputs
-        self.kept = {*self.outputs, *(key for step in self.steps for key in (step.source, *step.takes))}
 
     def forward(self, features: Sequence[Tensor], embedding: Tensor | None = None) -> list[Tensor]:
         x, kept = features[-1], dict(zip(self.features, features, strict=True))
         for step in self.steps:
             entry = kept[step.source] if step.source else x
             x = self.run(step, entry, embedding, _together([kept[key] for key in step.takes]))
-            if step.key in self.kept:
+            if step.key in self.sources or step.key in self.outputs:
                 kept[step.key] = x
         return [kept[key] for key in self.outputs]
 
@@ -111,7 +118,8 @@ class UNet(ModelMixin, ConfigMixin):
 
     def __init__(self, **settings: Any):
         super().__init__()
-        spec = from_json(UNetSpec, settings)
+        given = from_json(UNetSpec, settings)
+        spec = resolve(given)
         self.register_to_config(**spec.to_json())
         plan = make_plan(spec)
         self._plan, self.multiple = plan, plan.multiple
@@ -121,6 +129,8 @@ class UNet(ModelMixin, ConfigMixin):
         self.encoder = Encoder(spec, plan)
         self.decoder = Decoder(spec, plan)
         self.head = _named_heads({step.name: build_step(spec, step) for step in plan.side("head")})
+        self._head_keys = _head_keys(plan, list(spec.outputs))
+        load_pretrained(self, given)
         self._forced = [module for module in self.modules() if isinstance(module, Forced)]
 
     def forward(
@@ -129,14 +139,14 @@ class UNet(ModelMixin, ConfigMixin):
         timestep: Tensor | float | None = None,
         class_labels: Tensor | None = None,
         return_dict: bool = True,
-    ) -> UNetOutput | tuple[Tensor, dict[str, Tensor]]:
+    ) -> UNetOutput | tuple[Any, ...]:
         """Predict from a noisy sample.
 
         Args:
             sample: (N, in_channels, *space), float, any size.
             timestep: a number, or (N,), in 0 .. 999 for a network trained with 1,000 steps; fractions are fine.
             class_labels: (N,) integers; None takes the null class where the network has one.
-            return_dict: whether to return a `UNetOutput` rather than a tuple of its values.
+            return_dict: whether to return a `UNetOutput` rather than a tuple of what it holds.
 
         Returns:
             `.sample` (N, out_channels, *space) of exactly the input's size (smaller with `valid` convolutions:
@@ -152,12 +162,19 @@ class UNet(ModelMixin, ConfigMixin):
         x = pad_to_multiple(sample, self.multiple, self.padding_mode) if self._plan.pads else sample
         embedding = self.embed(timestep, class_labels, len(x))
         features = self.encoder(self.input_norm(x), embedding)
-        finest = self.decoder(features, embedding)[0]
-        heads = {name: crop(head(finest), size) for name, head in self.head.items()}
-        if self.config["divide_by_timestep"]:
-            heads = {name: _over(head, timestep) for name, head in heads.items()}
-        output = next(iter(heads.values()))
-        return UNetOutput(output, heads) if return_dict else (output, heads)
+        decoded = self.decoder(features, embedding)
+        outputs = [
+            {name: self._finish(self.head[key](x), size, timestep) for name, key in keys.items()}
+            for x, keys in zip(decoded, self._head_keys if self.training else self._head_keys[:1], strict=False)
+        ]
+        heads, *deep = outputs
+        output = UNetOutput(next(iter(heads.values())), heads, deep or None)  # pyright: ignore
+        return output if return_dict else output.to_tuple()
+
+    def _finish(self, output: Tensor, size: Sequence[int], timestep: Any) -> Tensor:
+        """A head's output at the size that leaves the network."""
+        output = crop(output, size)
+        return _over(output, timestep) if self.config["divide_by_timestep"] else output
 
     def embed(self, timestep: Tensor | float | None, class_labels: Tensor | None, batch: int) -> Tensor | None:
         """The vector that conditions the blocks, (N, embedding_channels); None for an unconditioned network."""
@@ -244,6 +261,13 @@ def _named_heads(heads: Mapping[str, nn.Module]) -> nn.ModuleDict:
             raise ValueError(f"heads names an output {name!r}, which torch's modules use themselves; expected another")
         held[name] = head
     return held
+
+
+def _head_keys(plan: Plan, names: Sequence[str]) -> list[dict[str, str]]:
+    """For each output of the decoder, the heads that read it, by the names of the network's outputs."""
+    keys = [step.name for step in plan.side("head")]
+    count = len(names)
+    return [dict(zip(names, keys[start : start + count], strict=True)) for start in range(0, len(keys), count)]
 
 
 def _over(output: Tensor, timestep: Any) -> Tensor:

@@ -119,8 +119,8 @@ class Rule:
 
 
 @dataclass(frozen=True)
-class PyramidRule(Rule):
-    """A step down that the input pyramid joins, whose filter has no rule."""
+class UnknownRule(Rule):
+    """A step that has no rule, such as one that the input pyramid joins behind its filter."""
 
     @property
     def out(self) -> float:
@@ -330,11 +330,27 @@ class BlockRule(Rule):
         return gradient * a / x, gradient * b / skip
 
 
+@dataclass(frozen=True)
+class TransformerRule(Rule):
+    """A layer of a transformer, known where both its branches start at zero."""
+
+    @property
+    def out(self) -> float:
+        return self.x if self.spec.placement.zero_init >= {"branch", "attention"} else UNKNOWN
+
+    def backward(self, gradient: float) -> tuple[float, float]:
+        return gradient * self.out / self.x, 0.0
+
+
+# Rules of steps that are neither blocks nor convolutions. (A position embedding starts small.)
+RULES: dict[str, type[Rule]] = {"transformer": TransformerRule, "backbone": UnknownRule, "feature": UnknownRule}
+
+
 def _rule(spec: UNetSpec, step: Step, **around: Any) -> Rule:
     if step.stream:
-        return PyramidRule(spec, step, **around)
+        return UnknownRule(spec, step, **around)
     blocks = step.kind == "block" or step.resampling == "residual"
-    return (BlockRule if blocks else Rule)(spec, step, **around)
+    return RULES.get(step.kind, BlockRule if blocks else Rule)(spec, step, **around)
 
 
 def _sources(steps: Sequence[Step]) -> dict[Step, Step]:

@@ -9,10 +9,10 @@ from torch import Tensor, nn
 
 from unetdiff.nn.activation import make_activation
 from unetdiff.nn.embed import ConditionedNorm
-from unetdiff.nn.layers import conv, zero_
+from unetdiff.nn.layers import BLOCK_CONVS, conv, zero_
 from unetdiff.nn.norm import make_norm, removes_mean
 from unetdiff.nn.residual import merge_residual
-from unetdiff.spec import Activation, NormPlacement, Site
+from unetdiff.spec import Activation, BlockConvolutions, NormPlacement, Site
 
 
 class ResidualBlock(nn.Module):
@@ -21,6 +21,7 @@ class ResidualBlock(nn.Module):
     `resample`, where given, changes the resolution of branch and shortcut alike (Dhariwal & Nichol 2021); `stride`
     does it by the first convolution. The shortcut is a 1x1 convolution where the width changes, or where
     `shortcut_conv` asks for one. With `placement.residual` off there is no shortcut: two convolutions in a row.
+    `convolutions` names a row of `BLOCK_CONVS`.
     `padded`: whether its convolutions keep the size; without, each takes one position off either end of every axis.
     `first`: no block comes before, whose nonlinearity would have shaped what a post-norm block reads.
     """
@@ -43,6 +44,7 @@ class ResidualBlock(nn.Module):
         shortcut_conv: bool = False,
         first: bool = False,
         padded: bool = True,
+        convolutions: BlockConvolutions = "full",
     ):
         super().__init__()
         self.placement = placement
@@ -67,8 +69,9 @@ class ResidualBlock(nn.Module):
         bias = not (site.pos == "post" and removes_mean(site.norm))
         how = {"weights": weights, "bias": bias, "padding": None if padded else 0}
         reads = None if first and site.pos == "post" else activation
-        self.conv1 = conv(dims, entry, out_channels, stride=entry_strides, reads=reads, **how)
-        self.conv2 = conv(dims, out_channels, out_channels, reads=activation, **how)
+        convolve = BLOCK_CONVS[convolutions]
+        self.conv1 = convolve(dims, entry, out_channels, stride=entry_strides, reads=reads, **how)
+        self.conv2 = convolve(dims, out_channels, out_channels, reads=activation, **how)
         self.activation = make_activation(activation, weights)
         self.dropout = nn.Dropout(dropout)
         if "branch" in placement.zero_init:

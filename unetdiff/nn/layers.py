@@ -165,15 +165,51 @@ def conv(
     reads: Reads = None,
     bias: bool = True,
     gained: bool = False,
+    groups: int = 1,
 ) -> nn.Module:
     """A convolution in `dims` dimensions that keeps the size at stride 1; `weights` names a row of `CONVS`.
 
-    `gained` gives forced weights a learned gain; they never have a bias.
+    `gained` gives forced weights a learned gain; they never have a bias. groups: of channels, each of which is
+    convolved by itself.
     """
     amount = kernel_size // 2 if padding is None else padding
-    extra = {"gained": gained} if weights == "mp_forced" else {"bias": bias}
-    layer = CONVS[weights][dims](in_channels, out_channels, kernel_size, stride=stride, padding=amount, **extra)
-    return _start(layer, in_channels * kernel_size**dims, reads)
+    extra: dict[str, Any] = {"gained": gained} if weights == "mp_forced" else {"bias": bias}
+    how: dict[str, Any] = {"stride": stride, "padding": amount, "groups": groups, **extra}
+    layer = CONVS[weights][dims](in_channels, out_channels, kernel_size, **how)
+    return _start(layer, in_channels // groups * kernel_size**dims, reads)
+
+
+class SeparableConv(nn.Module):
+    """Each channel convolved by itself, then a 1x1 convolution of all (Chollet 2017, Howard et al. 2017).
+
+    Takes what `conv` takes; nothing stands between the two, and only the second has a bias. Only the second is
+    standardized: a single channel's filter of zero mean would erase the mean of that channel.
+    """
+
+    def __init__(
+        self,
+        dims: int,
+        in_channels: int,
+        out_channels: int,
+        *,
+        stride: Sequence[int] | int = 1,
+        padding: int | tuple[int, ...] | None = None,
+        weights: Weights = "plain",
+        reads: Reads = None,
+        bias: bool = True,
+    ):
+        super().__init__()
+        how: dict[str, Any] = {"stride": stride, "padding": padding, "groups": in_channels, "bias": False}
+        each = "plain" if weights == "standardized" else weights
+        self.depthwise = conv(dims, in_channels, in_channels, weights=each, reads=reads, **how)
+        self.pointwise = conv(dims, in_channels, out_channels, 1, weights=weights, bias=bias)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.pointwise(self.depthwise(x))
+
+
+# The convolutions of blocks: (dims, channels, channels after, ...) -> module.
+BLOCK_CONVS = {"full": conv, "separable": SeparableConv}
 
 
 def transposed_conv(dims: int, in_channels: int, out_channels: int, stride: Sequence[int]) -> nn.Module:
@@ -200,6 +236,9 @@ def zero_(module: nn.Module) -> nn.Module:
 
     A standardized or forced filter has no size of its own: its gain is what becomes zero.
     """
+    if isinstance(module, SeparableConv):
+        zero_(module.pointwise)  # with both at zero, neither would learn
+        return module
     assert not isinstance(module, Forced) or module.gain is not None, "forced weights without a gain cannot be zero"
     for name, parameter in module.named_parameters():
         if not (isinstance(module, (Standardized, Forced)) and name == "weight"):

@@ -27,6 +27,12 @@ MP: dict[str, Any] = {**BASE, "norm": "edm2"}
 # Another value for each setting (and what it needs); the error names that setting.
 OTHER: dict[str, dict[str, Any]] = {
     "channels": {"channels": [8, 16, 24]},
+    "decoder_channels": {"decoder_channels": [8, 16, 24]},
+    "block_convolutions": {"block_convolutions": "separable"},
+    "backbone": {"backbone": {"config": {}, "channels": [8], "strides": [4]}},
+    "decoder_kind": {"decoder_kind": "nested"},
+    "deep_supervision": {"decoder_kind": "nested", "deep_supervision": True},
+    "transformer_layers": {"transformer_layers": 1},
     "stem_channels": {"stem_channels": 4},
     "head_kernel": {"head_kernel": 1},
     "blocks": {"blocks": [1, 2, 1]},
@@ -118,8 +124,14 @@ def test_skip_norm_counts_where_it_acts() -> None:
     refused(ours, {**BASE, "norm": norm}, "norm.skip_norm at level2_block0.kind")
 
 
+def test_the_grid_of_positions_counts_where_there_are_any() -> None:
+    ours = {**BASE, "transformer_layers": 1, "position_grid": 4}
+    refused(ours, {**BASE, "transformer_layers": 1}, "position_grid")
+    require_same(UNetSpec(**BASE), UNetSpec(**BASE, position_grid=4), "Theirs")
+
+
 def test_no_setting_is_forgotten() -> None:
-    assert {entry.name for entry in fields(UNetSpec)} == set(OTHER) | WITHOUT_EFFECT
+    assert {entry.name for entry in fields(UNetSpec)} == {*OTHER, "position_grid"} | WITHOUT_EFFECT
     assert {entry.name for entry in fields(NormPlacement)} == set(OTHER_NORMS) | WITHOUT_EFFECT_NORMS
 
 

@@ -18,7 +18,7 @@ from tests.networks import redraw
 from unetdiff import UNet
 from unetdiff.models.interop import LIBRARIES
 from unetdiff.models.interop.guided_diffusion import _factor
-from unetdiff.presets import PRESETS
+from unetdiff.presets import preset
 
 LIBRARY = "guided-diffusion"
 SMALL: dict[str, Any] = {
@@ -348,7 +348,7 @@ PUBLISHED = {
 
 def test_a_narrow_adm_comes_back_bit_equal() -> None:
     narrow = {"channels": [128, 128], "attention": [False, True], "blocks": 1, "dims": 1, "num_classes": 5}
-    unet = UNet(**{**PRESETS["adm_64"], **narrow})
+    unet = UNet(**{**preset("adm_64"), **narrow})
     redraw(unet)
     config, state = unet.to_foreign(LIBRARY)
     again = UNet.from_foreign(LIBRARY, config, state)
