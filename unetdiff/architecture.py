@@ -181,9 +181,10 @@ class Architecture:
             raise ValueError("deep_supervision needs decoder_kind 'nested', which has an output for every depth")
         if self.decoder_kind == "nested":
             held = "decoder_kind 'nested'"
-            if self.levels("decoder", dims)[-1].heads:
+            *finer, coarsest = self.levels("decoder", dims)
+            if coarsest.heads:
                 raise ValueError(f"{held} has no blocks at its coarsest level: expected decoder_blocks that end in 0")
-            if min(len(level.heads) for level in self.levels("decoder", dims)[:-1]) < 1 or len(self.channels) < 2:
+            if not finer or not all(level.heads for level in finer):
                 raise ValueError(f"{held} needs at least two levels, and a block at each but the coarsest")
             if self.skip_fusion == "none" or self.convolutions == "valid":
                 raise ValueError(f"{held} is made of skips of equal size: expected skip_fusion, convolutions 'same'")

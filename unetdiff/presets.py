@@ -128,10 +128,10 @@ PRESETS: dict[str, Preset] = {
     "satellite": Preset(
         "Ho et al. 2020, narrower",
         {
-            "channels": [48, 96, 192, 288],
+            "channels": [64, 128, 192, 256],
             "blocks": 2,
             "attention": [False, False, False, True],
-            "attention_head_channels": 48,
+            "attention_head_channels": 64,
             "in_channels": 12,
             "sample_size": 128,
         },
@@ -215,7 +215,7 @@ PRESETS: dict[str, Preset] = {
     "mobile_unet": Preset(
         "Howard et al. 2017 (separable convolutions)",
         {
-            "channels": [32, 64, 128, 192],
+            "channels": [32, 64, 128, 160],
             "blocks": 1,
             "block_convolutions": "separable",
             "middle_attention": False,

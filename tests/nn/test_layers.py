@@ -17,6 +17,7 @@ from unetdiff.nn.layers import (
     CONVS,
     Forced,
     ForcedLinear,
+    SeparableConv,
     conv,
     force_unit_weights,
     linear,
@@ -210,3 +211,34 @@ def test_convolutions_keep_the_size_at_stride_one(dims: int, weights: Any) -> No
     x = torch.randn(1, 2, *(5, 6, 7)[:dims])
     assert conv(dims, 2, 3, weights=weights)(x).shape == (1, 3, *x.shape[2:])
     assert conv(dims, 2, 3, 1, stride=2, weights=weights)(x).shape[2:] == (3, 3, 4)[:dims]
+
+
+@pytest.mark.parametrize("dims", [1, 2, 3])
+@pytest.mark.parametrize("stride", [1, 2])
+def test_separable_is_a_convolution_of_rank_one_per_pair_of_channels(dims: int, stride: int) -> None:
+    """One full convolution whose kernel for (out, in) is pointwise[out, in] times depthwise[in]."""
+    layer = SeparableConv(dims, 6, 4, stride=stride)
+    depthwise, pointwise = layer.depthwise.weight, layer.pointwise.weight
+    full = conv(dims, 6, 4, stride=stride)
+    with torch.no_grad():
+        full.weight.copy_(pointwise * depthwise.transpose(0, 1))
+        full.bias.copy_(layer.pointwise.bias.normal_())
+    x = torch.randn(2, 6, *(9, 8, 7)[:dims])
+    assert_close(layer(x), full(x), rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("weights", ["plain", "standardized", "mp_forced"])
+def test_separable_starts_with_unit_variance(weights: Any) -> None:
+    layer = SeparableConv(2, 512, 512, weights=weights, reads="silu" if weights != "mp_forced" else None, padding=0)
+    x = torch.randn(16, 512, 6, 6)
+    x = x if weights == "mp_forced" else nn.functional.silu(x)
+    assert magnitude(layer(x)).item() == pytest.approx(1, rel=0.12)
+
+
+def test_a_separable_convolution_at_zero_still_learns() -> None:
+    layer = zero_(SeparableConv(1, 4, 4))
+    x = torch.randn(2, 4, 5)
+    out = layer(x)
+    assert out.abs().max() == 0
+    (out * torch.randn_like(out)).sum().backward()
+    assert layer.pointwise.weight.grad.abs().max() > 0

@@ -160,7 +160,7 @@ class UNet(ModelMixin, ConfigMixin):
             force_unit_weights(self._forced)
         size = self._plan.output_size(sample.shape[2:])
         x = pad_to_multiple(sample, self.multiple, self.padding_mode) if self._plan.pads else sample
-        embedding = self.embed(timestep, class_labels, len(x))
+        embedding = self.embed(timestep, class_labels, x.shape[0])
         features = self.encoder(self.input_norm(x), embedding)
         decoded = self.decoder(features, embedding)
         outputs = [

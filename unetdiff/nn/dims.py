@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 
 import torch.nn.functional as F
@@ -16,7 +15,7 @@ MAX_POOL = {1: nn.MaxPool1d, 2: nn.MaxPool2d, 3: nn.MaxPool3d}
 AVERAGE_POOL = {1: nn.AvgPool1d, 2: nn.AvgPool2d, 3: nn.AvgPool3d}
 FUNCTIONAL_CONV = {1: F.conv1d, 2: F.conv2d, 3: F.conv3d}
 FUNCTIONAL_CONV_TRANSPOSE = {1: F.conv_transpose1d, 2: F.conv_transpose2d, 3: F.conv_transpose3d}
-INTERPOLATION = {1: "linear", 2: "bicubic", 3: "trilinear"}
+INTERPOLATION = {1: "linear", 2: "bilinear", 3: "trilinear"}
 BATCH_NORM = {1: nn.BatchNorm1d, 2: nn.BatchNorm2d, 3: nn.BatchNorm3d}
 
 
@@ -26,7 +25,7 @@ def pad_to_multiple(x: Tensor, multiple: Sequence[int], mode: PaddingMode) -> Te
     `reflect` and `circular` need more input than padding, so an axis too short for them is padded by `replicate`.
     """
     sizes = x.shape[2:]
-    missing = [math.ceil(size / factor) * factor - size for size, factor in zip(sizes, multiple, strict=True)]
+    missing = [-size % factor for size, factor in zip(sizes, multiple, strict=True)]
     if not any(missing):
         return x
     short = any(amount >= size for amount, size in zip(missing, sizes, strict=True))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import warnings
 
 import torch
@@ -80,7 +81,7 @@ class GroupNorm(FloatStatistics):
 
     def _check(self, x: Tensor) -> None:
         """Refuse groups of a single value, of which nothing (without the mean: the sign alone) would be left."""
-        if x.shape[1:].numel() == self.groups:
+        if math.prod(x.shape[1:]) == self.groups:
             raise ValueError(
                 f"a norm over single values erases them: {x.shape[1]} channels in {self.groups} groups at size "
                 f"{list(x.shape[2:])}; give larger inputs, fewer levels or fewer groups"
