@@ -190,6 +190,15 @@ class Architecture:
                 raise ValueError(f"{held} is made of skips of equal size: expected skip_fusion, convolutions 'same'")
         if self.transformer_layers and self.convolutions == "valid":
             raise ValueError("transformer_layers need convolutions 'same'")
+        if self.foreign is not None:
+            if dims != 2:
+                raise ValueError(f"a backbone takes images: expected dims 2, not {dims}")
+            if self.input_pyramid or self.convolutions == "valid":
+                raise ValueError("a backbone goes with neither input_pyramid nor convolutions 'valid'")
+            if any(len({*row}) > 1 for row in self.stride_tuples(dims)):
+                raise ValueError(
+                    f"strides of a network with a backbone are the same along both axes, not {self.strides}"
+                )
 
     def _check_resampling(self, dims: int) -> None:
         """Whether the ways between levels fit together."""

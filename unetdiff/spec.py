@@ -79,6 +79,7 @@ class UNetSpec(Architecture):
             object.__setattr__(self, "heads", _head_pairs(self.heads))
         super().__post_init__()
         self.stride_tuples(self.dims)
+        self._check_sides(self.dims)
         check_at_least(self, 1, "in_channels", "out_channels", "num_classes")
         if self.heads is not None and self.out_channels is not None:
             raise ValueError("heads and out_channels are both given; expected one of them")
