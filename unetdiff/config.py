@@ -37,7 +37,7 @@ class ModelConfig(Architecture):
     """The network. `preset` names one of the literature; settings given beside it replace its own.
 
     Args:
-        preset: `ddpm_cifar10`, `adm_64`, or none; parsing fills the settings in.
+        preset: a name of docs/networks.md, such as `ddpm_cifar10`, or none; parsing fills the settings in.
         class_conditional: condition on the labels where the data has them.
         gradient_checkpointing: recompute blocks in the backward pass: less memory, about a third more time.
     """

@@ -9,15 +9,17 @@ from typing import Any
 
 @dataclass(frozen=True)
 class Preset:
-    """A named network. source: whose it is; settings: of `UNet`; note: what it is for, or where it differs.
+    """A named network. source: whose it is; url: where that is read; settings: of `UNet`; note: what it is for, or
+    where it differs.
 
     Presets take a timestep unless their source has no room for one; `time_embedding: none` makes any of them a network
     without, such as for segmentation.
     """
 
     source: str
+    url: str
     settings: Mapping[str, Any]
-    note: str = ""
+    note: str
 
 
 # One block of two convolutions per level and side, none between the sides, and a 1x1 convolution at the end.
@@ -39,6 +41,7 @@ _NORMED: dict[str, Any] = {**_PLAIN, "norm": "nnunet", "activation": "leaky_relu
 PRESETS: dict[str, Preset] = {
     "ddpm_cifar10": Preset(
         "Ho et al. 2020, appendix B",
+        "https://arxiv.org/abs/2006.11239",
         {
             "channels": [128, 256, 256, 256],
             "blocks": 2,
@@ -55,6 +58,7 @@ PRESETS: dict[str, Preset] = {
     ),
     "adm_64": Preset(
         "Dhariwal & Nichol 2021, table 4",
+        "https://arxiv.org/abs/2105.05233",
         {
             "channels": [192, 384, 576, 768],
             "blocks": 3,
@@ -73,6 +77,7 @@ PRESETS: dict[str, Preset] = {
     ),
     "unet2015": Preset(
         "Ronneberger et al. 2015, figure 1",
+        "https://arxiv.org/abs/1505.04597",
         {
             **_PLAIN,
             "channels": [64, 128, 256, 512, 1024],
@@ -87,6 +92,7 @@ PRESETS: dict[str, Preset] = {
     ),
     "unet_same": Preset(
         "Ronneberger et al. 2015",
+        "https://arxiv.org/abs/1505.04597",
         {
             **_PLAIN,
             "channels": [64, 128, 256, 512],
@@ -97,7 +103,8 @@ PRESETS: dict[str, Preset] = {
         "padded, and one level less; sigmoid or softmax are left to the loss",
     ),
     "genome_track": Preset(
-        "one dimension; no single source",
+        "Ronneberger et al. 2015, in one dimension",
+        "https://arxiv.org/abs/1505.04597",
         {
             "channels": [32, 64, 96, 128, 160],
             "blocks": 1,
@@ -113,6 +120,7 @@ PRESETS: dict[str, Preset] = {
     ),
     "volume": Preset(
         "Isensee et al. 2021 (nnU-Net)",
+        "https://doi.org/10.1038/s41592-020-01008-z",
         {
             **_NORMED,
             "channels": [32, 64, 128, 256, 320],
@@ -127,6 +135,7 @@ PRESETS: dict[str, Preset] = {
     ),
     "satellite": Preset(
         "Ho et al. 2020, narrower",
+        "https://arxiv.org/abs/2006.11239",
         {
             "channels": [64, 128, 192, 256],
             "blocks": 2,
@@ -139,6 +148,7 @@ PRESETS: dict[str, Preset] = {
     ),
     "attention_unet": Preset(
         "Oktay et al. 2018",
+        "https://arxiv.org/abs/1804.03999",
         {
             **_NORMED,
             "channels": [16, 32, 64, 128, 256],
@@ -154,6 +164,7 @@ PRESETS: dict[str, Preset] = {
     ),
     "resunet": Preset(
         "Zhang et al. 2018",
+        "https://arxiv.org/abs/1711.10684",
         {
             "channels": [64, 128, 256, 512],
             "blocks": 1,
@@ -171,6 +182,7 @@ PRESETS: dict[str, Preset] = {
     ),
     "autoencoder": Preset(
         "Hinton & Salakhutdinov 2006",
+        "https://doi.org/10.1126/science.1127647",
         {
             "channels": [64, 128, 256],
             "blocks": 2,
@@ -184,6 +196,7 @@ PRESETS: dict[str, Preset] = {
     ),
     "unet_plus_plus": Preset(
         "Zhou et al. 2018",
+        "https://arxiv.org/abs/1807.10165",
         {
             **_NORMED,
             "channels": [32, 64, 128, 256, 512],
@@ -196,6 +209,7 @@ PRESETS: dict[str, Preset] = {
     ),
     "transunet": Preset(
         "Chen et al. 2021",
+        "https://arxiv.org/abs/2102.04306",
         {
             "channels": [64, 128, 256, 512, 768],
             "decoder_channels": [16, 64, 128, 256, 512],
@@ -214,6 +228,7 @@ PRESETS: dict[str, Preset] = {
     ),
     "mobile_unet": Preset(
         "Howard et al. 2017 (separable convolutions)",
+        "https://arxiv.org/abs/1704.04861",
         {
             "channels": [32, 64, 128, 160],
             "blocks": 1,
@@ -228,8 +243,9 @@ PRESETS: dict[str, Preset] = {
     ),
     "pretrained": Preset(
         "He et al. 2016 (the backbone named)",
+        "https://arxiv.org/abs/1512.03385",
         {
-            "channels": [32, 64, 64, 128, 256, 512],
+            "channels": [32, 32, 64, 96, 128, 256],
             "blocks": 1,
             "decoder_blocks": 1,
             "backbone": "microsoft/resnet-18",

@@ -77,13 +77,13 @@ PLAIN_UNET = {"norm": "unet2015", "activation": "relu", "time_embedding": "none"
 
 # (preset, overrides that make it the network of the source, millions of parameters that the source gives)
 PUBLISHED = {
-    "U-Net of Zhou et al. 2018, table 2": (
+    "U-Net of Zhou et al. 2018": (
         "unet_plus_plus",
         {**PLAIN_UNET, "decoder_kind": "plain", "decoder_blocks": [1, 1, 1, 1, 0], "deep_supervision": False},
         7.76,
     ),
-    "UNet++ of Zhou et al. 2018, table 2": ("unet_plus_plus", PLAIN_UNET, 9.04),
-    "U-Net of Oktay et al. 2018, table 2": ("attention_unet", {**PLAIN_UNET, "skip_fusion": "concat"}, 5.88),
+    "UNet++ of Zhou et al. 2018": ("unet_plus_plus", PLAIN_UNET, 9.04),
+    "U-Net of Oktay et al. 2018": ("attention_unet", {**PLAIN_UNET, "skip_fusion": "concat"}, 5.88),
 }
 
 
@@ -94,7 +94,7 @@ def test_published_counts(source: str) -> None:
 
 
 def test_resunet_has_the_convolutions_of_its_source() -> None:
-    """Zhang et al. 2018, section 2.1, give 7.8M: the 3x3 convolutions. Shortcuts that change the width come on top."""
+    """Zhang et al. 2018 give 7.8M: the 3x3 convolutions. Shortcuts that change the width come on top."""
     unet = meta("resunet", time_embedding="none", out_channels=1)
     convolutions = [module for module in unet.modules() if isinstance(module, nn.Conv2d)]
     assert round(sum(module.weight.numel() for module in convolutions if module.kernel_size == (3, 3)) / 1e6, 1) == 7.8
@@ -217,4 +217,5 @@ def _sizes(unet: UNet) -> list[int]:
 def test_presets_say_where_they_come_from() -> None:
     for name, entry in PRESETS.items():
         assert entry.source, name
+        assert entry.url.startswith("https://"), name
         assert entry.note, name

@@ -47,8 +47,9 @@ def bytes_kept(unet: UNet, size: Sequence[int], dtype: torch.dtype = torch.float
     with FakeTensorMode():
         twin = _twin(unet).train()
         with torch.autocast("cpu", dtype, enabled=dtype != torch.float32):
-            one, two = (_bytes_saved(twin, _arguments(unet, size, batch)) for batch in (1, 2))
-    return two - one
+            # Batch norm refuses to train on a single value, which a batch of 1 can come down to.
+            two, three = (_bytes_saved(twin, _arguments(unet, size, batch)) for batch in (2, 3))
+    return three - two
 
 
 def _twin(unet: UNet) -> UNet:
@@ -70,10 +71,11 @@ def _arguments(unet: UNet, size: Sequence[int], batch: int) -> dict[str, Tensor]
 
 
 class _Saved:
-    """A tensor that autograd saved, for as long as the graph holds it."""
+    """The memory of a tensor that autograd saved: it is there as long as the graph that holds it."""
 
     def __init__(self, tensor: Tensor):
-        self.tensor = tensor
+        # Not the tensor, which would hold the graph in turn where it is what the saving operation returned.
+        self.storage = tensor.untyped_storage()
 
 
 def _bytes_saved(network: nn.Module, arguments: dict[str, Tensor]) -> int:
@@ -85,11 +87,14 @@ def _bytes_saved(network: nn.Module, arguments: dict[str, Tensor]) -> int:
         held.add(saved)
         return saved
 
-    with torch.autograd.graph.saved_tensors_hooks(save, lambda saved: saved.tensor):
+    def restore(_saved: _Saved) -> Tensor:
+        raise AssertionError("there is no backward pass")
+
+    with torch.autograd.graph.saved_tensors_hooks(save, restore):
         output = network(**arguments)
-    storages = {storage._cdata: storage for storage in (saved.tensor.untyped_storage() for saved in held)}
+    sizes = {saved.storage._cdata: saved.storage.nbytes() for saved in held}
     del output  # which held the graph until here
-    return sum(storage.nbytes() for storage in storages.values())
+    return sum(sizes.values())
 
 
 def _count(module: nn.Module, key: str, counter: FlopCounterMode, operations: dict[str, int]) -> None:

@@ -40,7 +40,8 @@ def prune(unet: UNet, depth: int) -> UNet:
     pruned = UNet(**_cut(spec, depth).to_json())
     held = _renamed(unet.state_dict(), list(spec.outputs), depth) if depth < deepest else unet.state_dict()
     pruned.load_state_dict({name: held[name] for name in pruned.state_dict()})
-    return pruned.train(unet.training).to(unet.device, unet.dtype)
+    pruned.to(device=unet.device, dtype=unet.dtype)  # pyright: ignore[reportCallIssue] # diffusers wraps it
+    return pruned.train(unet.training)
 
 
 def _cut(spec: UNetSpec, depth: int) -> UNetSpec:

@@ -24,7 +24,7 @@ class Step:
     side; skip: their channels together (0: none). heads: attention heads (0: no attention after the block). saves:
     whether its output is kept for a later step. stream: channels of the input pyramid that it reads (0: none).
     shrinks: positions that its convolutions take off every axis, where they are not padded. stride: per axis, for
-    steps that change the resolution; resampling: how ("": not at all). parameters: how many numbers it learns;
+    steps that change the resolution; resampling: how ("": not at all). parameters: how many it has;
     operations: multiplications and additions for one sample (filled in by `UNet.plan`).
     """
 

@@ -277,7 +277,7 @@ def _over(output: Tensor, timestep: Any) -> Tensor:
 
 
 def count_parameters(module: nn.Module) -> int:
-    """How many numbers a module learns."""
+    """How many parameters a module has, frozen ones included."""
     return sum(parameter.numel() for parameter in module.parameters())
 
 
