@@ -97,7 +97,7 @@ class Trainer:
 
     def __post_init__(self) -> None:
         optimizer = torch.optim.AdamW(
-            self.unet.parameters(),
+            [parameter for parameter in self.unet.parameters() if parameter.requires_grad],  # some are frozen
             lr=self.config.learning_rate,
             betas=(self.config.betas[0], self.config.betas[1]),
             weight_decay=self.config.weight_decay,
