@@ -60,7 +60,7 @@ SHARES = {
 }
 
 # Factors (on the variance, on the gradient's mean square at equal width) of a step between levels, from the number of
-# positions in a cell of its stride. A pooling's variance depends on its input.
+# positions in a cell of its stride. A pooling's variance depends on its input, as does that of a step without a row.
 RESAMPLING = {
     "": lambda cell: (1.0, 1.0),
     "strided": lambda cell: (1.0, 1 / cell),
@@ -68,7 +68,6 @@ RESAMPLING = {
     "block": lambda cell: (1.0, 1 / cell),
     "max_pool": lambda cell: (UNKNOWN, 1 / cell),
     "average_pool": lambda cell: (UNKNOWN, 1 / cell**2),
-    "filter": lambda cell: (UNKNOWN, UNKNOWN),
     "nearest": lambda cell: (1.0, float(cell)),
     "repeat": lambda cell: (1.0, float(cell)),
     "transposed": lambda cell: (1.0, float(cell)),
@@ -101,7 +100,7 @@ class Rule:
         if how == "residual":
             plain = "average_pool" if self.step.kind == "down" else "repeat"
             how = plain if self.spec.resample_filter is None else "filter"
-        return RESAMPLING[how](math.prod(self.step.stride))
+        return RESAMPLING.get(how, lambda cell: (UNKNOWN, UNKNOWN))(math.prod(self.step.stride))
 
     @property
     def branch(self) -> float:
