@@ -196,6 +196,7 @@ NETWORKS: dict[str, dict[str, Any]] = {
         "norm": {"preset": "ddpm", "weights": "standardized"},
     },
     "separable_edm2": {**SMALL, "block_convolutions": "separable", "norm": "edm2", "time_embedding": "fourier_phase"},
+    "linear": {**SMALL, "dims": 3, "upsample": "linear", "up_channels": "next", "strides": [[1, 2, 3]]},
     "narrow_decoder": {**SMALL, "decoder_channels": [4, 12], "decoder_blocks": 1, "decoder_attention": True},
     "pretrained": {
         **SMALL,

@@ -71,8 +71,8 @@ class Architecture:
             in the DDPM network), `max_pool`, `average_pool`, `residual` (inside a residual block of its own, as
             ADM), or `block` (by the first convolution of the next level, as nnU-Net). One word, or one per
             transition.
-        upsample: `nearest` and a convolution, `repeat` (nearest alone), `transposed` convolution, or `residual`.
-            One word, or one per transition.
+        upsample: `nearest` or `linear` interpolation and a convolution, `repeat` (nearest alone), `transposed`
+            convolution, or `residual`. One word, or one per transition.
         up_channels: whether a step up keeps the width (`same`) or leaves with that of the level it enters
             (`next`: the up-convolution of Ronneberger et al. 2015).
         resample_filter: the filter of `residual` steps along one axis, such as [1, 3, 3, 1] (Song et al. 2021);

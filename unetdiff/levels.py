@@ -9,7 +9,7 @@ from typing import Any, Literal
 from unetdiff.typed import check_types, from_json
 
 DownKind = Literal["strided", "strided_asymmetric", "max_pool", "average_pool", "residual", "block"]
-UpKind = Literal["nearest", "repeat", "transposed", "residual"]
+UpKind = Literal["nearest", "repeat", "linear", "transposed", "residual"]
 PaddingMode = Literal["zeros", "reflect", "replicate", "circular"]
 Activation = Literal["silu", "gelu", "relu", "leaky_relu"]
 TimeEmbedding = Literal["sinusoidal", "fourier", "fourier_phase", "none"]

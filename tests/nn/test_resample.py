@@ -15,6 +15,7 @@ from torch.testing import assert_close
 from unetdiff.nn.resample import (
     AsymmetricStridedConv,
     Filter,
+    Linear,
     Nearest,
     PyramidDown,
     average_pool,
@@ -133,3 +134,18 @@ def test_asymmetric_stride_pads_after_the_end() -> None:
 def test_nearest_repeats_per_axis() -> None:
     x = torch.arange(4.0).reshape(1, 1, 2, 2)
     assert_close(Nearest((1, 3))(x), x.repeat_interleave(3, dim=3))
+
+
+@pytest.mark.parametrize("stride", STRIDES)
+def test_linear_keeps_a_ramp_and_the_mean(stride: tuple[int, ...]) -> None:
+    """Away from the border the values of a linear function lie between, where the finer positions do."""
+    axes = [torch.arange(float(length)) for length in SIZES[: len(stride)]]
+    ramp = torch.stack(torch.meshgrid(*axes, indexing="ij")).sum(0)[None, None]
+    fine = Linear(stride)(ramp)
+    centres = [
+        (torch.arange(len(axis) * factor) + 0.5) / factor - 0.5 for axis, factor in zip(axes, stride, strict=True)
+    ]
+    expected = torch.stack(torch.meshgrid(*centres, indexing="ij")).sum(0)[None, None]
+    inner = (..., *(slice(factor, -factor) for factor in stride))
+    assert_close(fine[inner], expected[inner], rtol=1e-5, atol=1e-4)
+    assert_close(fine.mean(), ramp.mean(), rtol=1e-5, atol=1e-4)

@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from unetdiff.nn.dims import AVERAGE_POOL, FUNCTIONAL_CONV, FUNCTIONAL_CONV_TRANSPOSE, MAX_POOL
+from unetdiff.nn.dims import AVERAGE_POOL, FUNCTIONAL_CONV, FUNCTIONAL_CONV_TRANSPOSE, INTERPOLATION, MAX_POOL
 from unetdiff.nn.layers import conv, transposed_conv
 from unetdiff.placement import Weights
 
@@ -36,6 +36,17 @@ class Nearest(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         return F.interpolate(x, scale_factor=self.scale, mode="nearest")
+
+
+class Linear(nn.Module):
+    """Interpolate linearly along each axis (bilinear for images), to `stride` times the size."""
+
+    def __init__(self, stride: Sequence[int]):
+        super().__init__()
+        self.scale, self.mode = tuple(float(factor) for factor in stride), INTERPOLATION[len(stride)]
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.interpolate(x, scale_factor=self.scale, mode=self.mode, align_corners=False)
 
 
 def average_pool(stride: Sequence[int], dims: int) -> nn.Module:
@@ -124,6 +135,9 @@ UP = {
         Nearest(stride), conv(dims, channels, out_channels, weights=weights)
     ),
     "repeat": lambda channels, out_channels, stride, dims, weights: Nearest(stride),
+    "linear": lambda channels, out_channels, stride, dims, weights: nn.Sequential(
+        Linear(stride), conv(dims, channels, out_channels, weights=weights)
+    ),
     "transposed": lambda channels, out_channels, stride, dims, weights: transposed_conv(
         dims, channels, out_channels, stride
     ),
