@@ -9,19 +9,10 @@ from typing import Any, Literal
 
 from unetdiff.levels import (
     DECODER_BLOCKS,
-    Activation,
     Backbone,
-    BlockConvolutions,
-    DecoderKind,
-    DownKind,
     Flags,
     LevelSpec,
-    PaddingMode,
     PerLevel,
-    SkipFusion,
-    TimeEmbedding,
-    TimeInput,
-    UpKind,
     head_count,
     per_block,
     per_level,
@@ -29,6 +20,17 @@ from unetdiff.levels import (
 )
 from unetdiff.placement import NormPlacement
 from unetdiff.typed import check_at_least, check_types, plain
+
+# The words of the settings; what each means is said below.
+DownKind = Literal["strided", "strided_asymmetric", "max_pool", "average_pool", "residual", "block"]
+UpKind = Literal["nearest", "repeat", "linear", "transposed", "residual"]
+PaddingMode = Literal["zeros", "reflect", "replicate", "circular"]
+Activation = Literal["silu", "gelu", "relu", "leaky_relu"]
+TimeEmbedding = Literal["sinusoidal", "fourier", "fourier_phase", "none"]
+TimeInput = Literal["timestep", "thousandth", "log"]
+SkipFusion = Literal["concat", "concat_1x1", "add", "gate", "none"]
+DecoderKind = Literal["plain", "nested"]
+BlockConvolutions = Literal["full", "separable"]
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -1,22 +1,13 @@
-"""The words of a network's settings, and how one value, or one per level, becomes the levels of a side. No torch."""
+"""How one value, or one per level, becomes the levels of a side; what a network is given as a backbone. No torch."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any
 
 from unetdiff.typed import check_types, from_json
 
-DownKind = Literal["strided", "strided_asymmetric", "max_pool", "average_pool", "residual", "block"]
-UpKind = Literal["nearest", "repeat", "linear", "transposed", "residual"]
-PaddingMode = Literal["zeros", "reflect", "replicate", "circular"]
-Activation = Literal["silu", "gelu", "relu", "leaky_relu"]
-TimeEmbedding = Literal["sinusoidal", "fourier", "fourier_phase", "none"]
-TimeInput = Literal["timestep", "thousandth", "log"]
-SkipFusion = Literal["concat", "concat_1x1", "add", "gate", "none"]
-DecoderKind = Literal["plain", "nested"]
-BlockConvolutions = Literal["full", "separable"]
 PerLevel = int | Sequence[int]
 Flags = bool | Sequence[bool | Sequence[bool]]
 
@@ -66,13 +57,13 @@ IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
 # Blocks per level of the decoder from those of the encoder: one more, so that every saved feature has a taker
 # (Ho et al. 2020); in a nested decoder as many, at every level that has something coarser to take in.
-DECODER_BLOCKS: dict[DecoderKind, Callable[[Sequence[int]], list[int]]] = {
+DECODER_BLOCKS: dict[str, Callable[[Sequence[int]], list[int]]] = {
     "plain": lambda blocks: [entry + 1 for entry in blocks],
     "nested": lambda blocks: [*blocks[:-1], 0],
 }
 
 # What a block reads of `channels` of the decoder and `skip` of a saved feature.
-FUSED_CHANNELS: dict[SkipFusion, Callable[[int, int], int]] = {
+FUSED_CHANNELS: dict[str, Callable[[int, int], int]] = {
     "concat": lambda channels, skip: channels + skip,
     "concat_1x1": lambda channels, skip: channels,
     "add": lambda channels, skip: channels,

@@ -10,8 +10,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from unetdiff.architecture import Architecture
-from unetdiff.levels import FUSED_CHANNELS, Activation, BlockConvolutions, LevelSpec, PaddingMode, SkipFusion
+from unetdiff.architecture import Activation, Architecture, BlockConvolutions, PaddingMode, SkipFusion
+from unetdiff.levels import FUSED_CHANNELS, LevelSpec
 from unetdiff.placement import NONE, PLACEMENTS, Norm, NormPlacement, Site
 from unetdiff.typed import check_at_least, fits
 
