@@ -22,6 +22,7 @@ _HOMES = {
     "load_foreign": "unetdiff.models.interop.files",
     "load_run": "unetdiff.runs",
     "make_schedule": "unetdiff.diffusion.schedule",
+    "prune": "unetdiff.models.pruning",
     "sample_images": "unetdiff.diffusion.sampler",
     # diffusers asks the package that a component names for the base class of its models.
     "ModelMixin": "diffusers",
@@ -34,6 +35,7 @@ if TYPE_CHECKING:
     from unetdiff.diffusion.sampler import sample_images as sample_images
     from unetdiff.diffusion.schedule import make_schedule as make_schedule
     from unetdiff.models.interop.files import load_foreign as load_foreign
+    from unetdiff.models.pruning import prune as prune
     from unetdiff.models.unet import UNet as UNet
     from unetdiff.models.unet import UNetOutput as UNetOutput
     from unetdiff.runs import load_run as load_run

@@ -219,3 +219,9 @@ def test_presets_say_where_they_come_from() -> None:
         assert entry.source, name
         assert entry.url.startswith("https://"), name
         assert entry.note, name
+
+
+def test_satellite_reads_and_returns_twelve_bands() -> None:
+    """Against the same network for colours: nine more bands in the stem and in the output convolution."""
+    bands, colours = meta("satellite"), meta("satellite", in_channels=3)
+    assert count(bands) - count(colours) == 9 * 9 * 64 + 9 * (9 * 64 + 1)
