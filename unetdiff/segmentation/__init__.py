@@ -1,0 +1,1 @@
+"""Masks: objectives, figures, tiles and uncertainty. What is here receives a callable and never imports models."""
