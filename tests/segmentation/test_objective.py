@@ -105,7 +105,7 @@ def test_a_class_that_does_not_occur_gives_a_finite_loss_and_falls_with_its_scor
 
 
 def test_dice_by_hand() -> None:
-    """Of three positions two are found with certainty and none is claimed wrongly: Dice 4 / 5; the other class 2 / 3."""
+    """Two of three positions are found with certainty, none is claimed wrongly: Dice 4 / 5; the other class 2 / 3."""
     labels = torch.tensor([[1, 1, 1, 0]])
     logits = 30.0 * one_hot(torch.tensor([[1, 1, 0, 0]]), 2)
     expected = 1 - (4 / 5 + 2 / 3) / 2
