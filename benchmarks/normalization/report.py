@@ -23,7 +23,7 @@ from benchmarks.normalization.figures import (
 )
 from benchmarks.normalization.plots import LEVEL_NAMES, draw_plots
 from benchmarks.normalization.regimes import LEAST_SIGMA, MOST_SIGMA
-from benchmarks.normalization.study import read_results
+from benchmarks.resumable import read_results
 from unetdiff.files import write_text
 
 HEADING = """\

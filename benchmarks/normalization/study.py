@@ -7,7 +7,8 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.normalization.settings import Job, StudyConfig
-from unetdiff.files import read_json, remove_leftovers, write_json
+from benchmarks.resumable import finished
+from unetdiff.files import remove_leftovers, write_json
 from unetdiff.progress import progress
 
 
@@ -35,26 +36,7 @@ def run_study(
     if parts == 1:
         remove_leftovers(folder)
     jobs = list(config.jobs())[part - 1 :: parts]
-    waiting = [job for job in jobs if not _finished(folder / job.file, config)]
+    waiting = [job for job in jobs if not finished(folder / job.file, config.conditions)]
     for job in progress(desc=f"norm study {folder.name}", unit="network", iterable=waiting):
         write_json(folder / job.file, run(job))
     return len(waiting)
-
-
-def _finished(path: Path, config: StudyConfig) -> bool:
-    """Whether a result is there, made under these conditions."""
-    if not path.exists():
-        return False
-    held = read_json(path).get("conditions", {})
-    for name, value in config.conditions.items():
-        if held.get(name) != value:
-            raise ValueError(f"{path} was made with {name} {held.get(name)!r}, not {value!r}; give another --results")
-    return True
-
-
-def read_results(folder: Path) -> list[dict[str, Any]]:
-    """The results in a folder, in the order of their names; `ValueError` where there are none."""
-    results = [read_json(path) for path in sorted(folder.glob("*.json"))]
-    if not results:
-        raise ValueError(f"{folder} holds no results; run the study first")
-    return results

@@ -14,9 +14,9 @@ from benchmarks.normalization.metrics import calibration, in_batches, sample_qua
 from benchmarks.normalization.placements import network_settings
 from benchmarks.normalization.regimes import REGIMES, SCHEDULE, Regime
 from benchmarks.normalization.settings import Job, StudyConfig
-from unetdiff.config import EmaConfig
 from unetdiff.diffusion.sampler import sample_images
 from unetdiff.models.unet import UNet
+from unetdiff.run_config import EmaConfig
 from unetdiff.training.ema import WeightAverages
 
 MEASURED_BATCH = 128
