@@ -13,7 +13,8 @@ from accelerate.state import AcceleratorState, GradientState, PartialState
 from safetensors.torch import load_file
 from torch import Tensor
 
-from unetdiff.config import DataConfig, DenoiseConfig, DiffusionConfig, EmaConfig, ModelConfig, TrainConfig
+from unetdiff.config import DataConfig, DenoiseConfig, DiffusionConfig, ModelConfig
+from unetdiff.run_config import EmaConfig, TrainConfig
 from unetdiff.runs import RAW_WEIGHTS, checkpoints
 from unetdiff.training.loop import Trainer
 from unetdiff.training.start import denoising_trainer

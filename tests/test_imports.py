@@ -19,6 +19,7 @@ ORDER = [
     ["spec"],
     ["presets"],
     ["diffusion.options", "segmentation.options"],
+    ["run_config"],
     ["config"],
     ["nn"],
     ["models"],
@@ -77,7 +78,7 @@ def test_imports_run_one_way(path: Path) -> None:
         assert layer(other) <= layer(module), f"{module} imports {other}"
 
 
-LIGHT = ["", ".config", ".convert", ".data", ".diffusion", ".models.interop"]
+LIGHT = ["", ".config", ".run_config", ".convert", ".data", ".diffusion", ".models.interop"]
 
 
 @pytest.mark.parametrize("module", [f"unetdiff{name}" for name in LIGHT])

@@ -8,7 +8,7 @@ import torch
 from torch import nn
 from torch.testing import assert_close
 
-from unetdiff.config import EmaConfig
+from unetdiff.run_config import EmaConfig
 from unetdiff.training.ema import WeightAverages, decays, power_exponent
 
 

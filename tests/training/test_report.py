@@ -15,7 +15,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from unetdiff.config import DenoiseConfig, TrainConfig, write_yaml
+from unetdiff.config import DenoiseConfig
+from unetdiff.run_config import TrainConfig, write_yaml
 from unetdiff.training.report import main, read_metrics, seconds_trained, write_report
 from unetdiff.training.report_plots import curve_plot, loss_plot, noise_level_history_plot, noise_level_plot, smooth
 

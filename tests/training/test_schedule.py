@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from unetdiff.config import TrainConfig
+from unetdiff.run_config import TrainConfig
 from unetdiff.training.schedule import DECAYS, learning_rate
 
 

@@ -12,7 +12,8 @@ from PIL import Image
 
 from tests.runs import ROOT, fit, left_behind, relative_difference, settings
 from unetdiff import load_run, sample_images
-from unetdiff.config import DenoiseConfig, DiffusionConfig, EmaConfig, TrainConfig
+from unetdiff.config import DenoiseConfig, DiffusionConfig
+from unetdiff.run_config import EmaConfig, TrainConfig
 from unetdiff.training.start import denoising_trainer
 
 RUNS: dict[str, dict[str, Any]] = {

@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from unetdiff.config import EmaConfig
+from unetdiff.run_config import EmaConfig
 
 
 def power_exponent(width: float) -> float:

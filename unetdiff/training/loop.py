@@ -19,10 +19,10 @@ from diffusers import DDPMScheduler
 from PIL import Image
 from torch import Tensor, nn
 
-from unetdiff.config import EmaConfig, TrainConfig
 from unetdiff.data.formats import DataFormat
 from unetdiff.data.order import key
 from unetdiff.models.unet import UNet
+from unetdiff.run_config import EmaConfig, TrainConfig
 from unetdiff.runs import write_network
 from unetdiff.training.checkpoint import (
     TrainingState,

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from unetdiff.config import Precision
+from unetdiff.run_config import Precision
 
 WORTH = 0.95  # a lower precision must take at most this share of float32's time: it costs accuracy
 

@@ -17,7 +17,7 @@ from accelerate.state import AcceleratorState
 from accelerate.tracking import get_available_trackers
 from accelerate.utils import DistributedDataParallelKwargs, broadcast_object_list
 
-from unetdiff.config import Precision
+from unetdiff.run_config import Precision
 
 T = TypeVar("T")
 

@@ -19,9 +19,10 @@ import numpy as np
 from PIL import Image
 
 from unetdiff.command import user_errors
-from unetdiff.config import DenoiseConfig, read_yaml, to_plain
+from unetdiff.config import DenoiseConfig
 from unetdiff.figures import COLOURS, INK, MUTED, PANEL, PAPER, RULE, evenly_spaced
 from unetdiff.files import write_text
+from unetdiff.run_config import read_yaml, to_plain
 from unetdiff.training.report_plots import (
     Record,
     curve_plot,

@@ -13,9 +13,10 @@ from typing import Any
 
 import numpy as np
 
-from unetdiff.config import DenoiseConfig, Precision, read_yaml, to_plain, write_yaml
+from unetdiff.config import DenoiseConfig
 from unetdiff.data.sources import Source
 from unetdiff.files import write_json
+from unetdiff.run_config import Precision, read_yaml, to_plain, write_yaml
 from unetdiff.runs import INDEX, checkpoints
 from unetdiff.training.log import METRICS
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 
-from unetdiff.config import TrainConfig
+from unetdiff.run_config import TrainConfig
 
 # The share of the peak rate, as a function of steps since the warm-up, of all steps after it, and of the warm-up.
 DECAYS: dict[str, Callable[[int, int, int], float]] = {
