@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-from PIL import Image, ImageOps
+from PIL import Image, ImageOps, ImageSequence
 
 from unetdiff.data.errors import first_line
 
@@ -120,6 +120,51 @@ def decode_image(file: Path | bytes, name: str) -> np.ndarray:
             converted = upright if upright.mode == target else upright.convert(target)
             array = np.asarray(converted).astype(dtype, copy=False)
     return array.reshape(*array.shape[:2], -1)
+
+
+def page_count(file: Path | bytes, name: str) -> int:
+    """How many images a file holds: above 1 for TIFF stacks."""
+    with _opened(file, name) as image, _pillow(name):
+        return getattr(image, "n_frames", 1)
+
+
+def decode_pages(file: Path | bytes, name: str) -> np.ndarray:
+    """All images of a file, a TIFF stack, as (D, H, W, C) in the dtype of MODES; see `decode_image`."""
+    with _opened(file, name) as image:
+        pages = [_page(image, number, name) for number in range(getattr(image, "n_frames", 1))]
+    shapes = {page.shape for page in pages}
+    if len(shapes) > 1:
+        raise ValueError(f"{name} holds pages of shapes {sorted(map(list, shapes))}; expected one shape.")
+    return np.stack(pages)
+
+
+def _page(image: Image.Image, number: int, name: str) -> np.ndarray:
+    """One page of an open file as (H, W, C)."""
+    with _pillow(name):
+        image.seek(number)
+    target, dtype = _target(image, name)
+    with _pillow(name):
+        array = np.asarray(image if image.mode == target else image.convert(target)).astype(dtype, copy=False)
+    return array.reshape(*array.shape[:2], -1)
+
+
+def decode_numbers(file: Path | bytes, name: str) -> tuple[np.ndarray, tuple[int, ...] | None]:
+    """The numbers that an image file stores, as masks need them: bits stay bits and indices stay indices.
+
+    Returns:
+        (H, W) or (H, W, C), with the pages of a TIFF stack first; and the palette of an indexed file, R, G, B of
+        index 0 and on, or None.
+
+    Raises:
+        ValueError: not an image, truncated, or one that cannot be held exactly.
+    """
+    with _opened(file, name) as image:
+        if image.mode not in ("1", "P", "I"):
+            _target(image, name)
+        with _pillow(name):
+            palette = image.getpalette("RGB") if image.mode == "P" else None
+            pages = [np.asarray(page) for page in ImageSequence.Iterator(image)]
+    return (np.stack(pages) if len(pages) > 1 else pages[0]), (None if palette is None else tuple(palette))
 
 
 def resize(array: np.ndarray, size: tuple[int, int]) -> np.ndarray:

@@ -8,52 +8,65 @@ import sys
 import weakref
 from collections.abc import Callable, Generator, Iterator, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 import torch
 from torch.utils.data import DataLoader, Dataset
 
-from unetdiff.data.augment import augment, crop_places
+from unetdiff.data.formats import DataFormat
 from unetdiff.data.order import StepBatchSampler
 from unetdiff.data.sources import Source
 
 if TYPE_CHECKING:
     from unetdiff.config import DataConfig
+    from unetdiff.data.mask_options import MaskDataConfig
 
 Batch = dict[str, torch.Tensor]
-"""Keys: "sample" float32 (n, C, *space) in [-1, 1], "label" int64 (n,) if any, "position" int64 (n,)."""
+"""Keys: "sample" float32 (n, C, *space) in [-1, 1], "label" int64 (n,) or "mask" int64 (n, *space) if any,
+"position" int64 (n,)."""
 
 GRACE_SECONDS = 30
 """How long a worker outlives SIGTERM."""
 
 
-def to_tensors(source: Source, arrays: dict[str, np.ndarray], positions: np.ndarray) -> Batch:
-    """What `Source.read` returned as network input."""
-    batch = {"sample": source.format.encode(arrays["sample"]), "position": torch.from_numpy(positions)}
-    if "label" in arrays:
-        batch["label"] = torch.from_numpy(arrays["label"])
-    return batch
+class Drawn(Protocol):
+    """What training batches are drawn from: a `Source`, or a `PairSource` of images with masks."""
+
+    @property
+    def format(self) -> DataFormat:
+        """What samples look like."""
+        ...
+
+    def __len__(self) -> int: ...
+
+    def draw(self, indices: np.ndarray, positions: np.ndarray, seed: int, settings: Any) -> dict[str, np.ndarray]:
+        """Samples as training sees them, a function of the arguments alone."""
+        ...
+
+
+def to_tensors(format: DataFormat, arrays: dict[str, np.ndarray], positions: np.ndarray) -> Batch:
+    """What a source's `read` or `draw` returned as network input."""
+    others = {name: torch.from_numpy(arrays[name]) for name in ("label", "mask") if name in arrays}
+    return {"sample": format.encode(arrays["sample"]), "position": torch.from_numpy(positions), **others}
 
 
 @dataclass(frozen=True)
 class _TrainingBatches(Dataset):
     """Reads and augments one batch per (index, position) list: a pure function of it and the seed."""
 
-    source: Source
+    source: Drawn
     seed: int
-    flip: bool
-    pad: int
+    settings: Any
     prepare: Callable[[Batch], Batch] | None
 
     def __getitems__(self, pairs: list[tuple[int, int]]) -> Batch | ValueError:
         indices, positions = np.array(pairs, dtype=np.int64).T.copy()
         try:
-            arrays = self.source.read(indices, crop_places(self.seed, positions, self.source.format.dims))
+            arrays = self.source.draw(indices, positions, self.seed, self.settings)
         except ValueError as error:  # returned, since a worker would bury its message in a traceback
             return error
-        samples = augment(arrays["sample"], positions, seed=self.seed, flip=self.flip, pad=self.pad)
-        batch = to_tensors(self.source, {**arrays, "sample": samples}, positions)
+        batch = to_tensors(self.source.format, arrays, positions)
         return batch if self.prepare is None else self.prepare(batch)
 
 
@@ -74,8 +87,8 @@ def _start_worker(worker: int) -> None:
 
 
 def training_loader(
-    source: Source,
-    settings: DataConfig,
+    source: Drawn,
+    settings: DataConfig | MaskDataConfig,
     *,
     batch_size: int,
     seed: int,
@@ -94,7 +107,7 @@ def training_loader(
 
     Args:
         source: the training data.
-        settings: `random_flip`, `random_crop` and `workers` are read.
+        settings: those that the source's `draw` reads, and `workers`.
         batch_size: the global batch size, a multiple of `world_size` times `micro_batches`.
         seed: the seed of the run.
         start_step: the first step.
@@ -118,7 +131,7 @@ def training_loader(
     )
     workers = settings.workers if workers is None else workers
     loader = DataLoader(
-        _TrainingBatches(source, seed, settings.random_flip, settings.random_crop, prepare),
+        _TrainingBatches(source, seed, settings, prepare),
         batch_sampler=sampler,  # pyright: ignore[reportArgumentType] # any iterable of lists will do
         collate_fn=_as_is,
         num_workers=workers,
@@ -160,4 +173,4 @@ def fixed_batches(source: Source, indices: Sequence[int], batch_size: int) -> It
     """
     for first in range(0, len(indices), batch_size):
         chunk = np.asarray(indices[first : first + batch_size], dtype=np.int64)
-        yield to_tensors(source, source.read(chunk), np.arange(first, first + len(chunk)))
+        yield to_tensors(source.format, source.read(chunk), np.arange(first, first + len(chunk)))

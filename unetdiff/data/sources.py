@@ -10,12 +10,14 @@ from typing import TYPE_CHECKING
 import numpy as np
 from tqdm import tqdm
 
+from unetdiff.data.augment import augment, crop_places
 from unetdiff.data.files import image_folder, npy_arrays
 from unetdiff.data.formats import INTEGER_RANGES, DataFormat
 from unetdiff.data.generated import blobs, digits, waveforms
 from unetdiff.data.images import Header, cover, crop
 from unetdiff.data.labels import class_names, label_indices
 from unetdiff.data.records import Arrays, Records, Samples
+from unetdiff.data.scenes import digit_scenes
 from unetdiff.data.splits import Splits, open_split
 from unetdiff.data.tables import data_set
 
@@ -26,6 +28,7 @@ KINDS: dict[str, Callable[[DataConfig], Splits]] = {
     "digits": digits,
     "waveforms": waveforms,
     "blobs": blobs,
+    "digit_scenes": digit_scenes,
     "folder": image_folder,
     "dataset": data_set,
     "npy": npy_arrays,
@@ -91,6 +94,14 @@ class Source:
             samples = np.stack([crop(s, self.size, place) for s, place in zip(samples, where, strict=True)])
         batch = {"sample": samples}
         return batch if self.labels is None else {**batch, "label": self.labels[indices]}
+
+    def draw(
+        self, indices: np.ndarray, positions: np.ndarray, seed: int, settings: DataConfig
+    ) -> dict[str, np.ndarray]:
+        """A training batch: cut, flipped and shifted, a function of indices, positions and seed alone; see `read`."""
+        arrays = self.read(indices, crop_places(seed, positions, self.format.dims))
+        samples = augment(arrays["sample"], positions, seed=seed, flip=settings.random_flip, pad=settings.random_crop)
+        return {**arrays, "sample": samples}
 
     def load(self, indices: np.ndarray) -> Samples:
         """Samples that cover `size`: checked, images scaled, nothing cropped yet."""

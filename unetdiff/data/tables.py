@@ -120,18 +120,23 @@ def data_set(settings: DataConfig) -> Splits:
     Raises:
         ValueError: nothing is there, or a file is not parquet.
     """
-    if not settings.path:
+    return {
+        split: partial(Table, rows, origin, settings) for split, (rows, origin) in open_tables(settings.path).items()
+    }
+
+
+def open_tables(path_or_name: str | None) -> dict[str, tuple[Dataset, str]]:
+    """The rows of each split of `data.path`, "train" among them, and what messages call them; see `data_set`."""
+    if not path_or_name:
         raise ValueError("data.path is not set; expected a .parquet file, a folder of them or a hub name.")
-    path = Path(settings.path).expanduser()
+    path = Path(path_or_name).expanduser()
     local = path.exists() or path.is_absolute() or path.suffix == ".parquet" or path.parts[0] in (".", "..")
-    tables = _load_parquet(path) if local else _load_hub(settings.path)
+    tables = _load_parquet(path) if local else _load_hub(path_or_name)
     names = [str(name) for name in tables]
     splits = {split: name for name in reversed(names) if (split := _split_of(name))}
     if "train" not in splits:
-        raise ValueError(f"data.path {settings.path} has no training split; it has {', '.join(names)}.")
-    return {
-        split: partial(Table, tables[name], f"{settings.path} ({name})", settings) for split, name in splits.items()
-    }
+        raise ValueError(f"data.path {path_or_name} has no training split; it has {', '.join(names)}.")
+    return {split: (tables[name], f"{path_or_name} ({name})") for split, name in splits.items()}
 
 
 def _split_of(text: str) -> str | None:
