@@ -23,8 +23,8 @@ from torch.nn.functional import mse_loss
 
 from unetdiff.config import parse_denoise
 from unetdiff.data.loader import Batch
+from unetdiff.training.denoise import denoising_trainer
 from unetdiff.training.loop import Trainer
-from unetdiff.training.start import denoising_trainer
 
 ROOT = Path(__file__).parents[1]
 AUTOCAST = {"float32": None, "bf16": torch.bfloat16}

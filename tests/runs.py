@@ -16,8 +16,8 @@ from torch import Tensor
 from unetdiff.config import DataConfig, DenoiseConfig, DiffusionConfig, ModelConfig
 from unetdiff.run_config import EmaConfig, TrainConfig
 from unetdiff.runs import RAW_WEIGHTS, checkpoints
+from unetdiff.training.denoise import denoising_trainer
 from unetdiff.training.loop import Trainer
-from unetdiff.training.start import denoising_trainer
 
 ROOT = Path(__file__).parents[1]
 MODEL: dict[str, Any] = {"channels": [8, 8], "blocks": 1}

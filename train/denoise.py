@@ -11,9 +11,9 @@ from unetdiff.config import parse_denoise
 def main() -> int:
     config = parse_denoise(sys.argv[1:])  # before torch is imported: --help and misspelt keys answer at once
 
+    from unetdiff.training.denoise import denoising_trainer
     from unetdiff.training.health import TrainingStopped
     from unetdiff.training.report import write_report
-    from unetdiff.training.start import denoising_trainer
 
     with user_errors():
         trainer = denoising_trainer(config)

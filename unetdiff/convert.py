@@ -45,13 +45,13 @@ def main() -> int:
     with user_errors():
         _check_out(options.out)
         from unetdiff.models.interop import LIBRARIES, load_foreign
-        from unetdiff.runs import write_network
+        from unetdiff.runs import Companions, write_network
 
         unet = load_foreign(options.file, library=options.library, config=options.config)
         _check_denoiser(unet)
         _set_size(unet, options.size)
         scheduler, described = _SCHEDULES[_noise(options, LIBRARIES[options.library].noise)](options, unet)
-        write_network(options.out, unet, scheduler, _format(unet, options.class_names))
+        write_network(options.out, unet, Companions(_format(unet, options.class_names), scheduler))
     count = sum(parameter.numel() for parameter in unet.parameters())
     how = f"python sample/images.py {options.out} --num 16 --out samples/{options.out.name}"
     print(f"{count:,} parameters, {described}; sample with: {how}")

@@ -7,11 +7,13 @@ A run folder holds the final network in the diffusers layout (`model_index.json`
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from unetdiff.data.formats import DataFormat
+from unetdiff.data.masks import MaskEncoding
 from unetdiff.files import read_json, write_folder, write_json
 
 if TYPE_CHECKING:
@@ -22,6 +24,7 @@ if TYPE_CHECKING:
 
 INDEX = "model_index.json"
 FORMAT = "data_format.json"
+MASKS = "masks.json"
 DONE = "DONE.json"
 RAW_WEIGHTS = "training/weights.safetensors"
 AVERAGE = "training/ema_{}.safetensors"
@@ -48,17 +51,50 @@ _KINDS = (
 
 
 @dataclass(frozen=True)
-class Run:
-    """A loaded network and what sampling from it needs.
+class Companions:
+    """What is stored beside a network, so that it can be used by its folder alone.
 
-    unet: in evaluation mode. scheduler: the noise schedule of its training. format: the form of its data.
-    folder: where it was read.
+    format: the form of its data. scheduler: the noise schedule of its training, of a denoiser. masks: how the masks
+    were written that it was trained on, of a segmentation network. settings: what else its use needs, as JSON.
+    """
+
+    format: DataFormat
+    scheduler: Schedule | None = None
+    masks: MaskEncoding | None = None
+    settings: Mapping[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Run:
+    """A loaded network and what its use needs: `Companions`, and the folder where it was read.
+
+    unet: in evaluation mode.
     """
 
     unet: ModelMixin
-    scheduler: Schedule
-    format: DataFormat
+    beside: Companions
     folder: Path
+
+    @property
+    def format(self) -> DataFormat:
+        """The form of its data."""
+        return self.beside.format
+
+    @property
+    def scheduler(self) -> Schedule:
+        """The noise schedule; `ValueError` for a segmentation network, which has none."""
+        if self.beside.scheduler is None:
+            raise ValueError(
+                f"{self.folder} is a segmentation network, which draws no samples: sample/masks.py uses it"
+            )
+        return self.beside.scheduler
+
+    @property
+    def masks(self) -> MaskEncoding:
+        """How its masks are written; `ValueError` for a denoiser, which makes none."""
+        if self.beside.masks is None:
+            raise ValueError(f"{self.folder} is a denoiser, which makes no masks: train/segment.py starts from it")
+        return self.beside.masks
 
 
 def checkpoints(run: Path) -> list[Path]:
@@ -72,7 +108,7 @@ def step_of(folder: Path) -> int | None:
     return json.loads(path.read_text())["step"] if path.is_file() else None
 
 
-def write_network(folder: Path, unet: UNet, scheduler: Schedule, format: DataFormat, step: int | None = None) -> None:
+def write_network(folder: Path, unet: UNet, beside: Companions, step: int | None = None) -> None:
     """Write a network as `DDPMPipeline.from_pretrained` and `load_run` read it; the index comes last.
 
     A kill at any moment leaves the previous network, the new one, or a folder without index, which says so. Where
@@ -81,16 +117,23 @@ def write_network(folder: Path, unet: UNet, scheduler: Schedule, format: DataFor
     """
     (folder / INDEX).unlink(missing_ok=True)
     write_folder(folder / "unet", lambda inner: unet.save_pretrained(inner))
-    write_folder(folder / "scheduler", lambda inner: scheduler.save_pretrained(inner))
-    write_json(folder / FORMAT, format.to_dict())
+    write_json(folder / FORMAT, beside.format.to_dict())
+    if beside.masks is not None:
+        write_json(folder / MASKS, {"encoding": beside.masks.to_dict(), "settings": dict(beside.settings)})
     if step is not None:
         write_json(folder / DONE, {"step": step})
     index: dict[str, Any] = {"_class_name": "DDPMPipeline", "unet": ["unetdiff", "UNet"]}
+    if beside.scheduler is not None:
+        index |= _write_scheduler(folder, beside.scheduler)
+    write_json(folder / INDEX, index)
+
+
+def _write_scheduler(folder: Path, scheduler: Schedule) -> dict[str, Any]:
+    """Write a noise schedule; what the index says of it."""
+    write_folder(folder / "scheduler", lambda inner: scheduler.save_pretrained(inner))
     kind = _kind(type(scheduler).__name__)
     assert kind is not None, f"{type(scheduler).__name__} is no kind of noise schedule that load_run reads"
-    if kind.in_pipelines:
-        index["scheduler"] = ["diffusers", kind.keeper]
-    write_json(folder / INDEX, index)
+    return {"scheduler": ["diffusers", kind.keeper]} if kind.in_pipelines else {}
 
 
 def load_run(path: str | Path, *, checkpoint: str | None = None, weights: str = "ema", device: str = "cpu") -> Run:
@@ -111,7 +154,19 @@ def load_run(path: str | Path, *, checkpoint: str | None = None, weights: str = 
     unet = _load_unet(folder)
     if weights != "ema":
         _load_weights(unet, folder, Path(path), weights)
-    return Run(unet.to(device).eval(), load_scheduler(folder), _load_format(folder, unet), folder)
+    return Run(unet.to(device).eval(), _load_companions(folder, unet), folder)
+
+
+def _load_companions(folder: Path, unet: Any) -> Companions:
+    """What lies beside a network: a schedule, unless it makes masks."""
+    format, path = _load_format(folder, unet), folder / MASKS
+    if not path.is_file():
+        return Companions(format, load_scheduler(folder))
+    held = read_json(path)
+    try:
+        return Companions(format, masks=MaskEncoding.from_dict(held["encoding"]), settings=held.get("settings", {}))
+    except (KeyError, TypeError, ValueError) as error:
+        raise ValueError(f"{path} cannot be read: {error}") from error
 
 
 def class_labels(text: str | None, run: Run) -> list[int] | None:

@@ -14,7 +14,7 @@ from tests.runs import ROOT, fit, left_behind, relative_difference, settings
 from unetdiff import load_run, sample_images
 from unetdiff.config import DenoiseConfig, DiffusionConfig
 from unetdiff.run_config import EmaConfig, TrainConfig
-from unetdiff.training.start import denoising_trainer
+from unetdiff.training.denoise import denoising_trainer
 
 RUNS: dict[str, dict[str, Any]] = {
     "epsilon, linear": {"diffusion": {"target": "epsilon", "schedule": "linear", "weighting": "min_snr"}},

@@ -9,14 +9,12 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
-from diffusers import DDPMScheduler
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from unetdiff.data.formats import DataFormat
 from unetdiff.files import remove_folder, remove_leftovers, write_folder
 from unetdiff.models.unet import UNet
-from unetdiff.runs import AVERAGE, RAW_WEIGHTS, checkpoints, step_of, write_network
+from unetdiff.runs import AVERAGE, RAW_WEIGHTS, Companions, checkpoints, step_of, write_network
 from unetdiff.training.ema import WeightAverages
 from unetdiff.training.processes import together
 
@@ -36,9 +34,7 @@ class TrainingState:
     scaler: Any = None
 
 
-def save_checkpoint(
-    run: Path, step: int, state: TrainingState, scheduler: DDPMScheduler, format: DataFormat, keep: int
-) -> Path:
+def save_checkpoint(run: Path, step: int, state: TrainingState, beside: Companions, keep: int) -> Path:
     """Write `checkpoints/step-...`, then remove the oldest beyond `keep`. Only the first process calls this."""
     folder = run / "checkpoints" / f"step-{step:08d}"
 
@@ -46,7 +42,7 @@ def save_checkpoint(
         training = inner / "training"
         training.mkdir()
         with state.averages.swapped():
-            write_network(inner, state.unet, scheduler, format, step)
+            write_network(inner, state.unet, beside, step)
         save_file(_contiguous(state.unet.state_dict()), inner / RAW_WEIGHTS)
         for profile in range(1, len(state.averages.averages)):
             save_file(state.averages.state(profile), inner / AVERAGE.format(profile))

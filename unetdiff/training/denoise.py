@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, fields
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -13,8 +14,9 @@ from PIL import Image
 from torch import Tensor, nn
 
 from unetdiff.config import DenoiseConfig, SamplingConfig
+from unetdiff.data.check import check_source
 from unetdiff.data.formats import DataFormat
-from unetdiff.data.loader import Batch, fixed_batches
+from unetdiff.data.loader import Batch, fixed_batches, training_loader
 from unetdiff.data.order import keys
 from unetdiff.data.sources import Source
 from unetdiff.diffusion.objective import DiffusionObjective, drop_labels
@@ -22,7 +24,11 @@ from unetdiff.diffusion.sampler import sample_images
 from unetdiff.diffusion.schedule import make_schedule
 from unetdiff.figures import grid
 from unetdiff.models.unet import UNet
+from unetdiff.runs import Companions
 from unetdiff.spec import Architecture, UNetSpec
+from unetdiff.training.loop import Trainer
+from unetdiff.training.run_folder import data_fingerprint
+from unetdiff.training.start import Workload, make_trainer
 
 BINS = 10  # noise levels of the validation loss
 GOLDEN_RATIO = 0.6180339887498949  # its multiples modulo 1 fill the unit interval evenly at any count
@@ -79,8 +85,13 @@ class DenoiseTask:
 
     @property
     def scheduler(self) -> DDPMScheduler:
-        """The noise schedule, stored with the network."""
+        """The noise schedule."""
         return self.objective.scheduler
+
+    @property
+    def beside(self) -> Companions:
+        """Format and schedule, stored with the network."""
+        return Companions(self.format, self.scheduler)
 
     def prepare(self, batch: Batch) -> Batch:
         """The batch with `noise`, `timesteps` and dropped labels, which follow from the samples' positions."""
@@ -164,3 +175,28 @@ def _by_noise_level(total: Tensor, steps: int) -> dict[str, Any]:
         if total[1, number] > 0
     ]
     return {"loss": float(total[0].sum() / total[1].sum()), "bins": bins}
+
+
+def denoise_workload(config: DenoiseConfig, batch_size: int) -> Workload:
+    """The data, the network and the task of a denoising run."""
+    training, validation = check_source(config.data, config.train.batch_size)
+    spec = network_spec(config, training.format)
+    task = DenoiseTask(
+        objective=make_objective(config, training.format),
+        format=training.format,
+        spec=spec,
+        validation=validation,
+        sampling=config.sampling,
+        label_dropout=config.diffusion.label_dropout,
+        seed=config.seed,
+        validation_size=config.train.validation_size,
+        sample_count=config.train.sample_count,
+        batch_size=batch_size,
+    )
+    loader = partial(training_loader, training, config.data)
+    return Workload(spec, task, loader, data_fingerprint(training, validation))
+
+
+def denoising_trainer(config: DenoiseConfig) -> Trainer:
+    """The trainer of a denoising run; see `make_trainer`."""
+    return make_trainer(config, partial(denoise_workload, config))

@@ -15,15 +15,13 @@ from typing import Any, Protocol
 
 import torch
 from accelerate import Accelerator
-from diffusers import DDPMScheduler
 from PIL import Image
 from torch import Tensor, nn
 
-from unetdiff.data.formats import DataFormat
 from unetdiff.data.order import key
 from unetdiff.models.unet import UNet
 from unetdiff.run_config import EmaConfig, TrainConfig
-from unetdiff.runs import write_network
+from unetdiff.runs import Companions, write_network
 from unetdiff.training.checkpoint import (
     TrainingState,
     clear_leftovers,
@@ -46,13 +44,8 @@ class Task(Protocol):
     """What a network is trained to do: the loop knows nothing more of it."""
 
     @property
-    def scheduler(self) -> DDPMScheduler:
-        """The noise schedule that is stored with the network."""
-        ...
-
-    @property
-    def format(self) -> DataFormat:
-        """The form of the data, stored with the network."""
+    def beside(self) -> Companions:
+        """What is stored with the network."""
         ...
 
     def prepare(self, batch: Batch) -> Batch:
@@ -320,8 +313,8 @@ class Trainer:
         self.unet.train()
 
     def _save(self, done: int) -> None:
-        task, keep = self.task, self.config.keep_checkpoints
-        first_alone(lambda: str(save_checkpoint(self.run, done, self.state, task.scheduler, task.format, keep)))
+        beside, keep = self.task.beside, self.config.keep_checkpoints
+        first_alone(lambda: str(save_checkpoint(self.run, done, self.state, beside, keep)))
         self.checkpoint_due = False
 
     def _stop(self, done: int) -> None:
@@ -341,7 +334,7 @@ class Trainer:
 
     def _write_final(self) -> None:
         with self.averages.swapped():
-            write_network(self.run, self.unet, self.task.scheduler, self.task.format, self.config.steps)
+            write_network(self.run, self.unet, self.task.beside, self.config.steps)
 
 
 def picture_of(done: int) -> Path:

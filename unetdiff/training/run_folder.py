@@ -13,10 +13,9 @@ from typing import Any
 
 import numpy as np
 
-from unetdiff.config import DenoiseConfig
 from unetdiff.data.sources import Source
 from unetdiff.files import write_json
-from unetdiff.run_config import Precision, read_yaml, to_plain, write_yaml
+from unetdiff.run_config import Precision, RunConfig, read_yaml, to_plain, write_yaml
 from unetdiff.runs import INDEX, checkpoints
 from unetdiff.training.log import METRICS
 
@@ -48,7 +47,7 @@ FREE = (
 _locks: dict[Path, Any] = {}  # the open lock files of this process
 
 
-def open_run_folder(config: DenoiseConfig) -> None:
+def open_run_folder(config: RunConfig) -> None:
     """Make the folder, or check that the run in it is this one; the settings in it are then those given now.
 
     A run without any checkpoint yet holds nothing to lose: it takes other settings. The folder is this process's

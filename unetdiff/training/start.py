@@ -1,40 +1,52 @@
-"""From settings to a finished denoising run: what `train/denoise.py` calls."""
+"""From settings to a trainer: what every kind of run does before its first step."""
 
 from __future__ import annotations
 
 import os
 import platform
+from collections.abc import Callable, Generator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from unetdiff.config import DenoiseConfig
-from unetdiff.data.check import check_source
-from unetdiff.data.formats import DataFormat
-from unetdiff.data.loader import training_loader
-from unetdiff.data.sources import Source
+from unetdiff.data.loader import Batch
 from unetdiff.files import write_text
 from unetdiff.models.unet import UNet
+from unetdiff.run_config import RunConfig, TrainConfig
 from unetdiff.spec import UNetSpec
-from unetdiff.training.denoise import DenoiseTask, make_objective, network_spec
-from unetdiff.training.loop import Trainer
+from unetdiff.training.loop import Task, Trainer
 from unetdiff.training.precision import PrecisionChoice, check_precision, choose_precision
 from unetdiff.training.processes import device_of, first_alone, make_accelerator, start_processes, together
-from unetdiff.training.run_folder import (
-    Runtime,
-    check_same_data,
-    data_fingerprint,
-    open_run_folder,
-    read_runtime,
-    versions,
-)
+from unetdiff.training.run_folder import Runtime, check_same_data, open_run_folder, read_runtime, versions
 
 TIMED_BATCH = 16  # samples that decide on the precision
 
 
-def denoising_trainer(config: DenoiseConfig) -> Trainer:
+@dataclass(frozen=True)
+class Workload:
+    """What a run trains, and on what.
+
+    spec: of the network. task: what it is trained to do. loader: makes a process's endless batches; it takes what
+    `training_loader` takes by keyword. data: what identifies the data. initialise: fills a new network where its first
+    weights are not to be random.
+    """
+
+    spec: UNetSpec
+    task: Task
+    loader: Callable[..., Generator[Batch]]
+    data: dict[str, Any]
+    initialise: Callable[[UNet], None] | None = None
+
+
+def make_trainer(config: RunConfig, open_workload: Callable[[int], Workload]) -> Trainer:
     """Check everything, then build the trainer of a run; nothing is trained yet.
+
+    Args:
+        config: the settings of the run.
+        open_workload: reads the data and builds the task, for batches of so many samples per process; called in every
+            process.
 
     Raises:
         ValueError: whatever a user can get wrong, in one sentence that names it.
@@ -42,19 +54,19 @@ def denoising_trainer(config: DenoiseConfig) -> Trainer:
     state = start_processes(config.train.processes)
     device = device_of(state)
     check_precision(config.train.precision, device)
-    _check_shares(config, state.num_processes)
+    _check_shares(config.train, state.num_processes)
     _set_determinism(config.train.deterministic)
-    training, validation = together(lambda: check_source(config.data, config.train.batch_size))
+    share = max(1, config.train.batch_size // state.num_processes // config.train.accumulation)
+    work = together(lambda: open_workload(share))
     torch.manual_seed(config.seed)
-    spec = network_spec(config, training.format)
-    unet = UNet(**spec.to_json())
+    unet = UNet(**work.spec.to_json())
+    if work.initialise is not None:
+        work.initialise(unet)
     unet.to(device)  # pyright: ignore[reportArgumentType] # diffusers wraps `to` without its types
-    task = _task(config, spec, training.format, validation, state.num_processes)
     run = config.folder
     first_alone(lambda: open_run_folder(config))
-    data = data_fingerprint(training, validation)
-    runtime = first_alone(lambda: read_runtime(run) or _decide(config, unet, task, training, data, state.num_processes))
-    together(lambda: check_same_data(runtime.data, data, run))
+    runtime = first_alone(lambda: read_runtime(run) or _decide(config.train, unet, work, share, state.num_processes))
+    together(lambda: check_same_data(runtime.data, work.data, run))
     first_alone(lambda: _describe(run, runtime, unet))
     if config.model.gradient_checkpointing:
         unet.enable_gradient_checkpointing()
@@ -62,36 +74,18 @@ def denoising_trainer(config: DenoiseConfig) -> Trainer:
     accelerator.init_trackers("unetdiff", config={"run": run.name, "parameters": runtime.parameters})
 
     def batches(step: int):
-        return training_loader(
-            training,
-            config.data,
+        return work.loader(
             batch_size=config.train.batch_size,
             seed=config.seed,
             start_step=step,
             rank=state.process_index,
             world_size=state.num_processes,
             micro_batches=config.train.accumulation,
-            prepare=task.prepare,
+            prepare=work.task.prepare,
             pin_memory=device.type == "cuda",
         )
 
-    return Trainer(run, unet, task, batches, config.train, config.ema, config.seed, accelerator)
-
-
-def _task(config: DenoiseConfig, spec: UNetSpec, format: DataFormat, validation: Source, processes: int) -> DenoiseTask:
-    """What the network is trained to do."""
-    return DenoiseTask(
-        objective=make_objective(config, format),
-        format=format,
-        spec=spec,
-        validation=validation,
-        sampling=config.sampling,
-        label_dropout=config.diffusion.label_dropout,
-        seed=config.seed,
-        validation_size=config.train.validation_size,
-        sample_count=config.train.sample_count,
-        batch_size=max(1, config.train.batch_size // processes // config.train.accumulation),
-    )
+    return Trainer(run, unet, work.task, batches, config.train, config.ema, config.seed, accelerator)
 
 
 def _describe(run: Path, runtime: Runtime, unet: UNet) -> None:
@@ -100,12 +94,12 @@ def _describe(run: Path, runtime: Runtime, unet: UNet) -> None:
     write_text(run / "plan.txt", f"{unet.plan}\n")
 
 
-def _check_shares(config: DenoiseConfig, processes: int) -> None:
-    parts = processes * config.train.accumulation
-    if config.train.batch_size % parts:
+def _check_shares(train: TrainConfig, processes: int) -> None:
+    parts = processes * train.accumulation
+    if train.batch_size % parts:
         raise ValueError(
-            f"train.batch_size {config.train.batch_size} does not divide into {processes} process(es) x "
-            f"{config.train.accumulation} micro-batches; expected a multiple of {parts}"
+            f"train.batch_size {train.batch_size} does not divide into {processes} process(es) x "
+            f"{train.accumulation} micro-batches; expected a multiple of {parts}"
         )
 
 
@@ -117,27 +111,24 @@ def _set_determinism(wanted: bool) -> None:
         torch.backends.cudnn.benchmark = False
 
 
-def _decide(
-    config: DenoiseConfig, unet: UNet, task: DenoiseTask, source: Source, data: dict[str, Any], processes: int
-) -> Runtime:
+def _decide(train: TrainConfig, unet: UNet, work: Workload, share: int, processes: int) -> Runtime:
     """What the run decides for itself, once."""
     device = unet.device
-    choice = PrecisionChoice(config.train.precision, "set by train.precision")
-    if config.train.precision == "auto":
-        size = min(task.batch_size, TIMED_BATCH)
-        batch = next(training_loader(source, config.data, batch_size=size, seed=0, workers=0, prepare=task.prepare))
+    choice = PrecisionChoice(train.precision, "set by train.precision")
+    if train.precision == "auto":
+        batch = next(work.loader(batch_size=min(share, TIMED_BATCH), seed=0, workers=0, prepare=work.task.prepare))
         moved = {name: tensor.to(device) for name, tensor in batch.items()}
-        choice = choose_precision(unet, lambda network: task.loss(network, moved), device)
+        choice = choose_precision(unet, lambda network: work.task.loss(network, moved), device)
         print(f"precision {choice.precision}: {choice.reason}")
     name = torch.cuda.get_device_name() if device.type == "cuda" else platform.processor() or platform.machine()
     parameters = sum(parameter.numel() for parameter in unet.parameters())
     return Runtime(
         precision=choice.precision,
         precision_reason=choice.reason,
-        compile=config.train.compile,
+        compile=train.compile,
         device=f"{device.type} ({name}, {torch.get_num_threads()} threads)",
         processes=processes,
         parameters=parameters,
         versions=versions(),
-        data=data,
+        data=work.data,
     )

@@ -1,0 +1,147 @@
+"""Settings of images with masks: where they are, how masks are written, the splits, the augmentation. No torch."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Literal
+
+from unetdiff.typed import check_at_least, check_types
+
+EncodingKind = Literal["values", "palette", "colours", "one_hot"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class WarpConfig:
+    """Random changes of a training image and its mask together; every draw is a function of seed and position.
+
+    Args:
+        flips: spatial axes that are mirrored half of the time, counted from 0 (depth first in volumes).
+        quarter_turns: `plane` turns in the plane of the last two axes, `all` in every plane; sides must be equal.
+        rotation: largest angle in degrees in the plane of the last two axes, either way.
+        scale: largest relative change of size, either way: 0.2 is from 1/1.2 to 1.2.
+        shear: largest angle in degrees along either of the last two axes.
+        elastic: standard deviation in pixels of the displacements of the coarse grid (Ronneberger et al. 2015: 10).
+        elastic_grid: points of that grid along each axis.
+        fill: masks outside of the image: `reflect` as the image always is, or `ignore`.
+        gain, offset, gamma: u becomes gain u^gamma + offset for u = 0 ... 1 over the data's range; the setting is
+            the largest relative change of gain and gamma, and the largest offset.
+        noise: largest standard deviation of Gaussian noise, as a share of the data's range.
+    """
+
+    flips: list[int] = field(default_factory=list)
+    quarter_turns: Literal["none", "plane", "all"] = "none"
+    rotation: float = 0.0
+    scale: float = 0.0
+    shear: float = 0.0
+    elastic: float = 0.0
+    elastic_grid: int = 3
+    fill: Literal["reflect", "ignore"] = "reflect"
+    gain: float = 0.0
+    offset: float = 0.0
+    gamma: float = 0.0
+    noise: float = 0.0
+
+    def __post_init__(self) -> None:
+        check_types(self)
+        check_at_least(self, 0, "rotation", "scale", "shear", "elastic", "gain", "offset", "gamma", "noise")
+        check_at_least(self, 2, "elastic_grid")
+        if self.shear >= 90:
+            raise ValueError(f"data.augment.shear is {self.shear}; expected degrees below 90")
+        if not set(self.flips) <= {0, 1, 2}:
+            raise ValueError(f"data.augment.flips is {self.flips}; expected spatial axes from 0 to 2")
+
+    @property
+    def moves(self) -> bool:
+        """Whether positions are interpolated, not only exchanged."""
+        return bool(self.rotation or self.scale or self.shear or self.elastic)
+
+    def check_dims(self, dims: int) -> None:
+        """Raise `ValueError` where data of `dims` spatial axes lack the axes that are asked for."""
+        if any(axis >= dims for axis in self.flips):
+            raise ValueError(f"data.augment.flips is {self.flips}; expected axes below {dims}, since data are {dims}-D")
+        if dims == 1 and (self.rotation or self.shear or self.quarter_turns != "none"):
+            raise ValueError(
+                "data.augment has rotation, shear or quarter_turns, which 1-D data lack; expected 0, 0 and none"
+            )
+
+
+@dataclass(frozen=True, kw_only=True)
+class MaskDataConfig:
+    """Where images with masks come from.
+
+    Args:
+        source: `digit_scenes` (embedded real digits on clutter), `folder` (images/ and masks/ matched by stem, or
+            metadata.jsonl with file_name and mask_file_name; or one file and its mask), `dataset` (parquet files or
+            a hub name), `npy` (one array of all images and one of all masks).
+        path: the folder, file or hub name.
+        mask_path: masks that are not beside the images: a folder, or the file that belongs to a file.
+        mask_suffix: what the stem of a mask has behind the image's, such as _mask.
+        image_column: column of a `dataset` with the images. mask_column: the one with the masks.
+        dims: spatial axes where shapes leave it open; 3 with a folder of 2-D images reads them as one stack.
+        encoding: how masks are written; `auto` reads it from the masks where that is unambiguous.
+        values: what stands for each class in the masks: numbers, or a colour per class.
+        class_names: names of the classes, in the order of `values`.
+        ignore: what stands for positions that count nowhere.
+        split: `own` takes the source's splits (folders or tables named train, validation, test; all is training data
+            where there are none), `names` matches names or groups, `depth` cuts along the first axis (of volumes, or
+            of the sorted images), `fraction` draws at random with `split_seed`.
+        train, validation, test: for `names`, globs, or .txt files that list names; for `depth`, ranges such as 0-21,
+            both ends included.
+        group: regular expression on the name; images with the same (first) group stay in one split, and `names`
+            then matches groups.
+        validation_fraction, test_fraction: shares of all images or groups, for `fraction`.
+        split_seed: of that draw.
+        train_limit: use only this many training images, evenly spaced over their order.
+        size: what is cut from training images; none: all must have one size. Other splits are kept whole.
+        crop_classes: names or numbers of classes that a crop should hold.
+        crop_probability: share of the crops that are placed so as to hold one of them, where the image has any.
+        augment: random changes of training images.
+        workers: loader processes per training process.
+    """
+
+    source: Literal["digit_scenes", "folder", "dataset", "npy"] = "digit_scenes"
+    path: str | None = None
+    mask_path: str | None = None
+    mask_suffix: str = ""
+    image_column: str = "image"
+    mask_column: str = "mask"
+    dims: Literal[1, 2, 3] | None = None
+    encoding: Literal["auto", "values", "palette", "colours", "one_hot"] = "auto"
+    values: list[int] | list[list[int]] | None = None
+    class_names: list[str] | None = None
+    ignore: list[int] | list[list[int]] = field(default_factory=list)
+    split: Literal["own", "names", "depth", "fraction"] = "own"
+    train: list[str] = field(default_factory=list)
+    validation: list[str] = field(default_factory=list)
+    test: list[str] = field(default_factory=list)
+    group: str | None = None
+    validation_fraction: float = 0.0
+    test_fraction: float = 0.0
+    split_seed: int = 0
+    train_limit: int | None = None
+    size: int | list[int] | None = None
+    crop_classes: list[int | str] = field(default_factory=list)
+    crop_probability: float = 0.5
+    augment: WarpConfig = field(default_factory=WarpConfig)
+    workers: int = 0
+
+    def __post_init__(self) -> None:
+        check_types(self)
+        check_at_least(self, 0, "workers", "validation_fraction", "test_fraction")
+        check_at_least(self, 1, "train_limit")
+        if not self.validation_fraction + self.test_fraction < 1:
+            raise ValueError("data.validation_fraction and data.test_fraction leave no training data; expected less")
+        if not 0 <= self.crop_probability <= 1:
+            raise ValueError(f"data.crop_probability is {self.crop_probability}; expected 0 to 1")
+        if self.split in ("names", "depth") and not self.train:
+            raise ValueError(f"data.split is {self.split} and data.train is empty; expected what to train on")
+        self._check_unused()
+
+    def _check_unused(self) -> None:
+        """A setting that nothing would read is a mistake: the user means a split that is not made."""
+        if self.split in ("own", "fraction") and (self.train or self.validation or self.test):
+            raise ValueError(f"data.train, validation or test is set and data.split is {self.split}; expected names")
+        if self.split != "fraction" and (self.validation_fraction or self.test_fraction):
+            raise ValueError(f"data.validation_fraction or test_fraction is set and data.split is {self.split}")
+        if self.group is not None and self.split not in ("names", "fraction"):
+            raise ValueError(f"data.group is set and data.split is {self.split}; expected names or fraction")
