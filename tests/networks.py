@@ -205,6 +205,7 @@ NETWORKS: dict[str, dict[str, Any]] = {
         "backbone": {"config": RESNET},
         "num_classes": 2,
     },
+    "pretrained_convnext": {**SMALL, "channels": [8, 12, 12], "strides": [4, 2], "backbone": {"config": CONVNEXT}},
     "pretrained_trained": {
         **SMALL,
         "in_channels": 1,

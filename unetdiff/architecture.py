@@ -55,10 +55,12 @@ class Architecture:
         blocks: residual blocks per encoder level: one number, or one per level.
         decoder_blocks: the same for the decoder, where 0 is a level without blocks; None: one more than the
             encoder's, so that every saved feature has a taker (Ho et al. 2020); nested: as the encoder.
-        decoder_channels: width of each level of the decoder, fine to coarse; None: as the encoder.
+        decoder_channels: width of the decoder: one number, or one per level (nested: the coarsest has none, so that
+            its entry is not used); None: as the encoder.
         middle: two more blocks between encoder and decoder, at the coarsest level.
         transformer_layers: layers of a vision transformer between them, with the coarsest level's heads (Dosovitskiy
-            et al. 2021; TransUNet, Chen et al. 2021).
+            et al. 2021; TransUNet, Chen et al. 2021); whatever `activation` and `norm` say, they have a GELU and, where
+            `norm.attention` is not none, layer norms.
         position_grid: positions per axis of the transformer's learned position embedding, which is interpolated to
             the size at hand.
         attention: whether each level attends: one value, or one per level, or a list per level with one per block.
@@ -117,7 +119,7 @@ class Architecture:
     head_kernel: Literal[1, 3] = 3
     blocks: PerLevel = 2
     decoder_blocks: PerLevel | None = None
-    decoder_channels: Sequence[int] | None = None
+    decoder_channels: PerLevel | None = None
     middle: bool = True
     transformer_layers: int = 0
     position_grid: int = 16
@@ -157,9 +159,9 @@ class Architecture:
             )
         check_at_least(self, 0, "stem_channels", "transformer_layers")
         check_at_least(self, 1, "wave_channels", "time_channels", "position_grid")
-        for name in ("attention_heads", "attention_head_channels", "decoder_attention_heads"):
+        for name in ("attention_heads", "attention_head_channels", "decoder_attention_heads", "decoder_channels"):
             held = getattr(self, name)
-            if held is not None and min([held] if isinstance(held, int) else held) < 1:
+            if held is not None and min([held] if isinstance(held, int) else held, default=0) < 1:
                 raise ValueError(f"{name} is {held}; expected at least 1")
         if not 0 <= self.frequency_shift < (self.waves // 2 if self.time_embedding == "sinusoidal" else 2):
             held = f"frequency_shift is {self.frequency_shift}"
@@ -172,7 +174,8 @@ class Architecture:
         dims = len(per_axis[0]) if per_axis else 2
         for side in ("encoder", "decoder"):
             self.levels(side, dims)
-        self.middle_heads  # noqa: B018 # checks that the width divides
+        if self.middle_heads or self.transformer_layers:
+            self.transformer_heads  # noqa: B018 # checks that the width divides
         self._check_sides(dims)
         self._check_resampling(dims)
         self._check_placement()
@@ -189,7 +192,8 @@ class Architecture:
             if not finer or not all(level.heads for level in finer):
                 raise ValueError(f"{held} needs at least two levels, and a block at each but the coarsest")
             if self.skip_fusion == "none" or self.convolutions == "valid":
-                raise ValueError(f"{held} is made of skips of equal size: expected skip_fusion, convolutions 'same'")
+                given = f"skip_fusion {self.skip_fusion!r} and convolutions {self.convolutions!r}"
+                raise ValueError(f"{held} is made of skips of equal size, which {given} do not give")
         if self.transformer_layers and self.convolutions == "valid":
             raise ValueError("transformer_layers need convolutions 'same'")
         if self.foreign is not None:
@@ -197,6 +201,10 @@ class Architecture:
                 raise ValueError(f"a backbone takes images: expected dims 2, not {dims}")
             if self.input_pyramid or self.convolutions == "valid":
                 raise ValueError("a backbone goes with neither input_pyramid nor convolutions 'valid'")
+            if self.placement.input.kind != "none":
+                raise ValueError(
+                    "norm.input would hide from a backbone the range that it was trained on: expected none"
+                )
             if any(len({*row}) > 1 for row in self.stride_tuples(dims)):
                 raise ValueError(
                     f"strides of a network with a backbone are the same along both axes, not {self.strides}"
@@ -214,6 +222,8 @@ class Architecture:
         downs = per_transition("downsample", self.downsample, len(self.channels))
         if self.convolutions == "valid" and {"block", "residual"} & {*downs, *self._ups()}:
             raise ValueError("convolutions are 'valid': expected steps between levels that are no blocks themselves")
+        if self.input_pyramid and self.convolutions == "valid":
+            raise ValueError("input_pyramid keeps the input's size, which convolutions 'valid' do not")
         if self.input_pyramid and "block" in downs:
             raise ValueError("input_pyramid joins after a step down; downsample 'block' has no such step")
         if self.up_channels == "next" and "repeat" in self._ups():
@@ -288,7 +298,8 @@ class Architecture:
         if side == "decoder":
             given = DECODER_BLOCKS[self.decoder_kind](blocks) if self.decoder_blocks is None else self.decoder_blocks
             blocks = per_level("decoder_blocks", given, count)
-            widths = per_level("decoder_channels", self.decoder_channels or widths, count)
+            given = widths if self.decoder_channels is None else self.decoder_channels
+            widths = per_level("decoder_channels", given, count)
             resampling = per_transition("upsample", self.upsample, count)
             if self.decoder_attention is not None:
                 attention = per_level("decoder_attention", self.decoder_attention, count)

@@ -93,12 +93,28 @@ class Backbone:
 
     def __post_init__(self) -> None:
         check_types(self)
-        if self.name is None and self.config is None:
+        if not self.name and self.config is None:
             raise ValueError("backbone has neither name nor config: expected a name on the hub or a local folder")
+        if self.config is not None and "model_type" not in self.config:
+            raise ValueError("backbone.config has no model_type; expected the settings of a model of transformers")
+        if self.features is not None and not self.features:
+            raise ValueError("backbone.features is empty; expected names of stages, or none for all")
+        self._check_filled_in()
         for name in ("mean", "std"):
             held = getattr(self, name)
             if len(held) != 3 or (name == "std" and min(held) <= 0):
                 raise ValueError(f"backbone.{name} is {list(held)}; expected three numbers, std positive")
+
+    def _check_filled_in(self) -> None:
+        """Whether what is read from the network is there as a whole, or not at all."""
+        if self.channels is None and self.strides is None:
+            return
+        if self.config is None or not self.channels or not self.strides or len(self.channels) != len(self.strides):
+            held = f"channels {self.channels} and strides {self.strides}"
+            raise ValueError(f"backbone has {held}: expected one each per feature and a config, or neither")
+        out = self.config.get("out_features")
+        if self.features is not None and out is not None and {*self.features} != {*out}:
+            raise ValueError(f"backbone.features is {list(self.features)}, but its config returns {list(out)}")
 
     @classmethod
     def of(cls, value: str | Mapping[str, Any] | Backbone) -> Backbone:

@@ -12,8 +12,8 @@ class Preset:
     """A named network. source: whose it is; url: where that is read; settings: of `UNet`; note: what it is for, or
     where it differs.
 
-    Presets take a timestep unless their source has no room for one; `time_embedding: none` makes any of them a network
-    without, such as for segmentation.
+    All but the network of 2015 take a timestep; `time_embedding: none` (with `num_classes: none` where there are
+    classes) makes any of them a network without, such as for segmentation.
     """
 
     source: str
@@ -103,7 +103,7 @@ PRESETS: dict[str, Preset] = {
         "padded, and one level less; sigmoid or softmax are left to the loss",
     ),
     "genome_track": Preset(
-        "Ronneberger et al. 2015, in one dimension",
+        "after Ronneberger et al. 2015",
         "https://arxiv.org/abs/1505.04597",
         {
             "channels": [32, 64, 96, 128, 160],
@@ -116,7 +116,7 @@ PRESETS: dict[str, Preset] = {
             "out_channels": 1,
             "sample_size": 10_000,
         },
-        "the four bases one-hot in, one value per base out",
+        "one dimension, residual blocks; the four bases one-hot in, one value per base out",
     ),
     "volume": Preset(
         "Isensee et al. 2021 (nnU-Net)",

@@ -9,7 +9,7 @@ import torch
 from monai.networks.nets.basic_unetplusplus import BasicUNetPlusPlus
 from torch.testing import assert_close
 
-from tests.networks import NETWORKS, every_output, inputs, network, redraw
+from tests.networks import NETWORKS, RESNET, every_output, inputs, network, redraw
 from unetdiff import UNet
 from unetdiff.models.plan import make_plan
 from unetdiff.models.pruning import prune
@@ -65,7 +65,7 @@ def fill_from_monai(ours: UNet, theirs: BasicUNetPlusPlus) -> None:
                 )
                 block = ours.decoder[f"level{level}_column{column}_block0"].residual
                 fill_block(block, f"upcat_{level}_{column}.convs", WIDTHS[level])
-            name = "sample" if column == deepest else f"sample_depth{column}"
+            name = "sample" if column == deepest else f"sample@{column}"
             ours.head[name][2].load_state_dict(
                 {key: held[f"final_conv_0_{column}.{key}"] for key in ("weight", "bias")}
             )
@@ -153,9 +153,10 @@ def test_pruning_leaves_the_middle_behind_and_cuts_lists(tmp_path) -> None:
         ({"deep_supervision": False}, 1, "needs a network with deep_supervision"),
         ({}, 0, "depth is 0; expected 1 to 4"),
         ({}, 5, "depth is 5; expected 1 to 4"),
+        ({}, 1.5, "depth is 1.5; expected 1 to 4"),
     ],
 )
-def test_what_cannot_be_pruned_is_refused(settings: dict[str, Any], depth: int, expected: str) -> None:
+def test_what_cannot_be_pruned_is_refused(settings: dict[str, Any], depth: Any, expected: str) -> None:
     with pytest.raises(ValueError, match=expected):
         prune(plus_plus(2, **settings), depth)
 
@@ -173,3 +174,26 @@ def test_what_cannot_be_pruned_is_refused(settings: dict[str, Any], depth: int, 
 def test_what_cannot_be_nested_is_refused(settings: dict[str, Any], expected: str) -> None:
     with pytest.raises(ValueError, match=expected):
         plus_plus(2, **settings)
+
+
+def test_outputs_are_told_apart_from_depths_whatever_they_are_called() -> None:
+    unet = plus_plus(2, out_channels=None, heads={"a": 1, "a_depth1": 2}).train()
+    output = unet(torch.randn(1, 2, 32, 32))
+    assert [output.heads[name].shape[1] for name in ("a", "a_depth1")] == [1, 2]
+    assert len({step.key for step in unet.layout.steps}) == len(unet.layout.steps)
+
+
+def test_attention_by_block_and_fourier_features_are_cut() -> None:
+    settings = {"attention": [[False], [True], [True], [False], [True]], "decoder_attention": [[False]] * 4 + [[]]}
+    unet = redraw(plus_plus(2, norm="ddpm", time_embedding="fourier", **settings)).train()
+    x = torch.randn(1, 2, 32, 32)
+    deep = unet(x, 5.0).deep[1]["sample"]
+    assert_close(prune(unet, 2).eval()(x, 5.0).sample, deep, rtol=1e-5, atol=1e-5)
+
+
+def test_a_backbone_is_not_cut() -> None:
+    nested = {"decoder_kind": "nested", "deep_supervision": True}
+    unet = UNet(channels=[8, 8, 12], backbone={"config": {**RESNET, "out_features": ["stage1"]}}, **nested)
+    assert prune(unet, 2).spec == unet.spec
+    with pytest.raises(ValueError, match="a network with a backbone is not cut"):
+        prune(unet, 1)

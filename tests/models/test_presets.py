@@ -225,3 +225,12 @@ def test_satellite_reads_and_returns_twelve_bands() -> None:
     """Against the same network for colours: nine more bands in the stem and in the output convolution."""
     bands, colours = meta("satellite"), meta("satellite", in_channels=3)
     assert count(bands) - count(colours) == 9 * 9 * 64 + 9 * (9 * 64 + 1)
+
+
+def test_transunet_exports_for_any_size_from_its_own() -> None:
+    narrow = {"channels": [4, 4, 8, 8, 8], "decoder_channels": [4, 4, 4, 4, 8], "transformer_layers": 1}
+    unet = redraw(UNet.from_preset("transunet", **narrow, attention_head_channels=8), scale=0.05).eval()
+    shapes = {"sample": {2: 16 * Dim("rows"), 3: 16 * Dim("columns")}, "timestep": None}
+    program = export(unet, (torch.randn(1, 3, 224, 224), torch.tensor([1.0])), dynamic_shapes=shapes)
+    x, timestep = torch.randn(1, 3, 160, 320), torch.tensor([5.0])
+    assert_close(program.module()(x, timestep).sample, unet(x, timestep).sample, rtol=1e-4, atol=1e-4)

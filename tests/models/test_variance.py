@@ -6,6 +6,8 @@ import math
 
 import pytest
 
+from tests.networks import NETWORKS
+from unetdiff.models.plan import make_plan
 from unetdiff.models.statistics import EXAMPLES
 from unetdiff.models.step import Step
 from unetdiff.models.variance import Statistic, moments, predict
@@ -110,3 +112,17 @@ def test_what_no_rule_says_stays_unsaid() -> None:
     attended = by_name(predict(spec("ddpm", zero_init=False, middle_attention=True)))
     assert math.isnan(attended["middle middle_block0"].variance)
     assert math.isnan(by_name(predict(spec("unet2015")))["encoder level0_down"].gradient)
+
+
+@pytest.mark.parametrize("name", NETWORKS)
+def test_every_network_has_predictions_or_none(name: str) -> None:
+    spec = UNetSpec(**NETWORKS[name])
+    assert list(predict(spec)) == [step for step in make_plan(spec).steps if step.side != "head"]
+
+
+def test_all_readers_of_a_step_count() -> None:
+    """Max-pooling is one of the two that read an encoder's node in a nested network: no rule, as in a plain one."""
+    common = {"norm": "nnunet", "downsample": "max_pool", "middle": False, "channels": [8, 16, 16], "blocks": 1}
+    for settings in ({"decoder_kind": "nested"}, {"decoder_blocks": [1, 1, 0]}):
+        found = {step.key: row for step, row in predict(UNetSpec(**common, **settings)).items()}
+        assert math.isnan(found["encoder.level0_block0"].gradient)

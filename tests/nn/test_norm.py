@@ -80,3 +80,12 @@ def test_batch_of_one_is_the_same_as_in_a_batch() -> None:
     x = sample(2)
     norm = GroupNorm(12, Norm(groups=4))
     assert_close(norm(x[:1]), norm(x)[:1])
+
+
+def test_group_norm_of_a_channels_last_input_without_gradient_has_a_backward_pass() -> None:
+    """torch 2.13 alone crashes there, on a CPU: what comes from a frozen network is often laid out so."""
+    x = torch.randn(2, 8, 14, 14).to(memory_format=torch.channels_last)
+    norm = make_norm(8, Norm("group", groups=4), 2)
+    norm(x).square().sum().backward()
+    expected = torch.autograd.grad(norm(x.contiguous().requires_grad_()).square().sum(), norm.weight)[0]
+    assert_close(norm.weight.grad, expected)

@@ -8,6 +8,7 @@ from torch import nn
 from torch.testing import assert_close
 
 from tests.networks import redraw
+from unetdiff import UNet
 from unetdiff.nn.transformer import LAYER_NORM, PositionEmbedding, TransformerLayer
 from unetdiff.spec import NormPlacement, Site
 
@@ -73,3 +74,11 @@ def test_positions_are_exact_at_their_own_size_and_interpolated_at_others() -> N
 def test_positions_stay_in_the_type_of_the_stream() -> None:
     positions = PositionEmbedding(3, 4, 1)
     assert positions(torch.zeros(1, 3, 7, dtype=torch.bfloat16)).dtype == torch.bfloat16
+
+
+def test_the_clip_of_the_stream_holds_behind_transformer_layers() -> None:
+    unet = redraw(UNet(channels=[8, 8], middle=False, transformer_layers=1, norm={"preset": "ddpm", "clip": 0.5}))
+    kept = []
+    unet.decoder["middle_layer0"].register_forward_hook(lambda _module, _inputs, output: kept.append(output))
+    unet(torch.randn(1, 3, 8, 8), 5)
+    assert kept[0].abs().max() == 0.5

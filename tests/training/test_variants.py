@@ -46,6 +46,8 @@ def test_a_named_backbone_is_read_when_training_starts_and_stays(tmp_path: Path)
     theirs.save_pretrained(tmp_path / "theirs")
     chosen = {"name": str(tmp_path / "theirs"), "features": ["stage1", "stage2"]}
     fit(tmp_path / "run", model={**STAGES, "backbone": chosen}, steps=2)
+    (tmp_path / "theirs").rename(tmp_path / "elsewhere")
+    fit(tmp_path / "run", model={**STAGES, "backbone": chosen}, steps=3)  # looks nothing up
     loaded = load_run(tmp_path / "run").unet.encoder["backbone"].module.backbone
     own = loaded.state_dict()
     assert_close(own, {name: theirs.state_dict()[name] for name in own}, rtol=0, atol=0)

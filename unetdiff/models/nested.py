@@ -10,7 +10,7 @@ from unetdiff.spec import LevelSpec, UNetSpec
 
 def depth_name(name: str, depth: int) -> str:
     """What an output is called that ends the U of so many steps down."""
-    return f"{name}_depth{depth}"
+    return f"{name}@{depth}"  # no word, so that no output of the network can be called so
 
 
 def nested_decoder(

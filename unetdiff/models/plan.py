@@ -121,10 +121,22 @@ def make_plan(spec: UNetSpec) -> Plan:
     # The decoder starts from the last feature, whether or not a step takes it again.
     taken = {encoder[-1].key, *(key for step in decoder for key in step.takes)}
     steps = (*(replace(step, saves=step.key in taken) for step in body), *_heads(spec, outputs))
+    _check_used(steps)
     if spec.convolutions == "valid":  # two convolutions, each of which takes one position off either end
         steps = tuple(replace(step, shrinks=4) if step.kind == "block" else step for step in steps)
     multiple = tuple(map(math.prod, zip((1,) * spec.dims, *spec.stride_tuples(spec.dims), strict=True)))
     return Plan(steps, spec.placement, multiple, spec.dims)
+
+
+def _check_used(steps: Sequence[Step]) -> None:
+    """Raise `ValueError` for a step that nothing reads: beside a backbone, levels of our own need a skip."""
+    named = {key for step in steps for key in (step.source, *step.takes)}
+    for step, after in pairwise(steps):
+        if step.side != "head" and step.key not in named and after.source:
+            raise ValueError(
+                f"{step.name} leads nowhere: expected skip_fusion and decoder_blocks that take a feature of each level "
+                "above the backbone's"
+            )
 
 
 def _heads(spec: UNetSpec, outputs: Sequence[Step]) -> list[Step]:

@@ -8,9 +8,11 @@ from typing import Any
 
 from torch import Tensor
 
+from unetdiff.levels import per_level
 from unetdiff.models.nested import depth_name
 from unetdiff.models.unet import UNet
 from unetdiff.spec import UNetSpec
+from unetdiff.typed import fits
 
 _PER_LEVEL = (
     *("channels", "decoder_channels", "blocks", "decoder_blocks", "attention", "decoder_attention"),
@@ -35,12 +37,15 @@ def prune(unet: UNet, depth: int) -> UNet:
     spec, deepest = unet.spec, len(unet.spec.channels) - 1
     if not spec.deep_supervision:
         raise ValueError("prune needs a network with deep_supervision, which trained an output for every depth")
-    if not 1 <= depth <= deepest:
+    if not fits(depth, int) or not 1 <= depth <= deepest:
         raise ValueError(f"depth is {depth}; expected 1 to {deepest}")
+    if spec.backbone is not None and depth < deepest:
+        raise ValueError(f"depth is {depth}, but a network with a backbone is not cut: expected {deepest}")
     pruned = UNet(**_cut(spec, depth).to_json())
     held = _renamed(unet.state_dict(), list(spec.outputs), depth) if depth < deepest else unet.state_dict()
     pruned.load_state_dict({name: held[name] for name in pruned.state_dict()})
-    pruned.to(device=unet.device, dtype=unet.dtype)  # pyright: ignore[reportCallIssue] # diffusers wraps it
+    if (pruned.device, pruned.dtype) != (unet.device, unet.dtype):
+        pruned.to(device=unet.device, dtype=unet.dtype)  # pyright: ignore[reportCallIssue] # diffusers wraps it
     return pruned.train(unet.training)
 
 
@@ -54,6 +59,9 @@ def _cut(spec: UNetSpec, depth: int) -> UNetSpec:
         return list(value)[:count] if isinstance(value, Sequence) and not isinstance(value, str) else value
 
     cut = {name: first(name, depth + 1) for name in _PER_LEVEL} | {name: first(name, depth) for name in _PER_TRANSITION}
+    # The coarsest level that is left has no blocks in the decoder, and so no attention there.
+    attention = spec.attention if spec.decoder_attention is None else spec.decoder_attention
+    cut["decoder_attention"] = [*per_level("attention", attention, len(spec.channels))[:depth], False]
     if isinstance(cut["decoder_blocks"], list):
         cut["decoder_blocks"][-1] = 0
     return replace(spec, **cut, middle=False, transformer_layers=0)

@@ -1,4 +1,7 @@
-"""The module of each kind of step: one table. Every module takes (x, embedding, skip) and returns (N, C, *space)."""
+"""The module of each kind of step: one table. Every module takes (x, embedding, skip) and returns (N, C, *space).
+
+(The backbone alone returns a list of them, which only `feature` steps read.)
+"""
 
 from __future__ import annotations
 
@@ -109,10 +112,11 @@ class TransformerStep(nn.Module):
     def __init__(self, spec: UNetSpec, step: Step):
         super().__init__()
         how = (spec.placement, _site(spec, step), spec.dims, spec.embedding_channels, spec.dropout)
-        self.layer = TransformerLayer(step.out_channels, step.heads, *how)
+        self.layer, self.clip = TransformerLayer(step.out_channels, step.heads, *how), spec.placement.clip
 
     def forward(self, x: Tensor, embedding: Tensor | None = None, skip: Tensor | None = None) -> Tensor:
-        return self.layer(x, embedding)
+        x = self.layer(x, embedding)
+        return x if self.clip is None else x.clamp(-self.clip, self.clip)
 
 
 class Feature(nn.Module):
@@ -131,7 +135,11 @@ def _backbone(spec: UNetSpec, step: Step) -> nn.Module:
     assert foreign is not None
     assert foreign.config is not None
     how = {"frozen": foreign.frozen, "mean": foreign.mean, "std": foreign.std}
-    return PlainStep(PretrainedBackbone(foreign.config, spec.in_channels, **how))
+    backbone = PretrainedBackbone(foreign.config, spec.in_channels, **how)
+    if (list(backbone.channels), list(backbone.strides)) != (list(foreign.channels or ()), list(foreign.strides or ())):
+        held = f"channels {foreign.channels} and strides {foreign.strides}"
+        raise ValueError(f"backbone has {held}; its config makes {backbone.channels} and {backbone.strides}")
+    return PlainStep(backbone)
 
 
 def _head(spec: UNetSpec, step: Step) -> nn.Sequential:

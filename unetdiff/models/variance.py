@@ -8,10 +8,9 @@ large the gradient. They hold on average over draws of the weights, for unit nor
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cache, cached_property
-from itertools import pairwise
 from typing import Any
 
 import torch
@@ -83,7 +82,7 @@ def _weighted(*terms: tuple[float, float]) -> float:
 class Rule:
     """A step whose input is of variance `x`: a convolution of unit gain, with a change of resolution or without.
 
-    before, after: how the neighbouring steps change the resolution ("": not at all).
+    before, after: how the step that it reads and those that read it change the resolution ("": not at all).
     """
 
     spec: UNetSpec
@@ -91,7 +90,7 @@ class Rule:
     x: float
     skip: float = 0.0
     before: str = ""
-    after: str = ""
+    after: frozenset[str] = frozenset()
 
     @property
     def factors(self) -> tuple[float, float]:
@@ -304,7 +303,7 @@ class BlockRule(Rule):
         gradient *= self.attention
         if self.site.pos == "post":
             # Max-pooling sends gradients to where the nonlinearity is active more often than not.
-            known = self.rectifies and self.after != "max_pool"
+            known = self.rectifies and "max_pool" not in self.after
             gradient *= self._slope(self.branch) if known else UNKNOWN
         stream, branch = self.shares
         inner = self._branch_backward(branch * gradient)
@@ -352,17 +351,6 @@ def _rule(spec: UNetSpec, step: Step, **around: Any) -> Rule:
     return RULES.get(step.kind, BlockRule if blocks else Rule)(spec, step, **around)
 
 
-def _sources(steps: Sequence[Step]) -> dict[Step, Step]:
-    """The steps that name what they read, with what that is."""
-    by_key = {step.key: step for step in steps}
-    return {step: by_key[step.source] for step in steps if step.source}
-
-
-def _how(neighbours: Mapping[Step, Step], step: Step) -> str:
-    """How the neighbour of a step changes the resolution ("": not at all, or there is none)."""
-    return neighbours[step].resampling if step in neighbours else ""
-
-
 def predict(spec: UNetSpec, measured: Mapping[Step, Statistic] | None = None) -> dict[Step, Statistic]:
     """The statistics of every step up to the decoder's last, for unit normal input and gradient.
 
@@ -372,16 +360,16 @@ def predict(spec: UNetSpec, measured: Mapping[Step, Statistic] | None = None) ->
     """
     plan = make_plan(spec)
     steps = [step for step in plan.steps if step.side != "head"]
-    sources = {step: before for before, step in pairwise(steps)} | _sources(steps)
+    sources = plan.reads
     rules: dict[Step, Rule] = {}
     variances: dict[Step, float] = {}
-    readers = {before: step for step, before in sources.items()}
     for step in steps:
         x = variances[sources[step]] if step in sources else 1.0
         joins = plan.skips.get(step, ())
         skip = _weighted(*((one.out_channels / step.skip, variances[one]) for one in joins))
-        around = {"before": _how(sources, step), "after": _how(readers, step)}
-        rules[step] = _rule(spec, step, x=x, skip=skip, **around)
+        before = sources[step].resampling if step in sources else ""
+        after = frozenset(reader.resampling for reader, read in sources.items() if read == step)
+        rules[step] = _rule(spec, step, x=x, skip=skip, before=before, after=after)
         variances[step] = rules[step].out if measured is None else measured[step].variance
     gradients = dict.fromkeys(steps, 0.0)
     gradients[steps[-1]] = 1.0

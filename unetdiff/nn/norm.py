@@ -89,6 +89,8 @@ class GroupNorm(FloatStatistics):
 
     def normalize(self, x: Tensor) -> Tensor:
         self._check(x)
+        # torch 2.13 on a CPU: the backward pass crashes for a channels-last input that needs no gradient itself.
+        x = x if x.requires_grad else x.contiguous()
         weight, bias = (None if entry is None else entry.to(x.dtype) for entry in (self.weight, self.bias))
         return F.group_norm(x, self.groups, weight, bias, self.eps)
 

@@ -33,10 +33,8 @@ class PositionEmbedding(nn.Module):
         self.position = nn.Parameter(torch.randn(1, channels, *(grid,) * dims) * 0.02)
 
     def forward(self, x: Tensor) -> Tensor:
-        size = x.shape[2:]
-        if size == self.position.shape[2:]:
-            return x + self.position.to(x.dtype)
-        position = F.interpolate(self.position.float(), size=size, mode=self.mode, align_corners=False)
+        # Exact at the grid's own size too; asking whether it is that would tie an exported network to one size.
+        position = F.interpolate(self.position.float(), size=x.shape[2:], mode=self.mode, align_corners=False)
         return x + position.to(x.dtype)
 
 

@@ -12,14 +12,17 @@ from typing import Any
 import torch
 
 from unetdiff.data.loader import Batch
-from unetdiff.files import write_text
+from unetdiff.files import read_json, write_text
+from unetdiff.levels import Backbone
 from unetdiff.models.unet import UNet
 from unetdiff.run_config import RunConfig, TrainConfig
+from unetdiff.runs import checkpoints
 from unetdiff.spec import UNetSpec
 from unetdiff.training.loop import Task, Trainer
 from unetdiff.training.precision import PrecisionChoice, check_precision, choose_precision
 from unetdiff.training.processes import device_of, first_alone, make_accelerator, start_processes, together
 from unetdiff.training.run_folder import Runtime, check_same_data, open_run_folder, read_runtime, versions
+from unetdiff.typed import plain
 
 TIMED_BATCH = 16  # samples that decide on the precision
 
@@ -58,12 +61,13 @@ def make_trainer(config: RunConfig, open_workload: Callable[[int], Workload]) ->
     _set_determinism(config.train.deterministic)
     share = max(1, config.train.batch_size // state.num_processes // config.train.accumulation)
     work = together(lambda: open_workload(share))
+    run = config.folder
+    backbone = first_alone(lambda: _saved_backbone(run, work.spec))
     torch.manual_seed(config.seed)
-    unet = UNet(**work.spec.to_json())
+    unet = UNet(**{**work.spec.to_json(), "backbone": backbone})
     if work.initialise is not None:
         work.initialise(unet)
     unet.to(device)  # pyright: ignore[reportArgumentType] # diffusers wraps `to` without its types
-    run = config.folder
     first_alone(lambda: open_run_folder(config))
     runtime = first_alone(lambda: read_runtime(run) or _decide(config.train, unet, work, share, state.num_processes))
     together(lambda: check_same_data(runtime.data, work.data, run))
@@ -86,6 +90,17 @@ def make_trainer(config: RunConfig, open_workload: Callable[[int], Workload]) ->
         )
 
     return Trainer(run, unet, work.task, batches, config.train, config.ema, config.seed, accelerator)
+
+
+def _saved_backbone(run: Path, spec: UNetSpec) -> Any:
+    """The backbone of a run as its newest checkpoint has it, so that going on looks nothing up; else as it is set."""
+    found = checkpoints(run)
+    set_now = plain(spec.backbone)
+    if spec.foreign is None or not found:
+        return set_now
+    saved = read_json(found[-1] / "unet" / "config.json").get("backbone") or {}
+    same = bool(saved) and Backbone.of(saved).name == spec.foreign.name
+    return {**saved, "frozen": spec.foreign.frozen} if same else set_now
 
 
 def _describe(run: Path, runtime: Runtime, unet: UNet) -> None:

@@ -29,7 +29,7 @@ OTHER: dict[str, dict[str, Any]] = {
     "channels": {"channels": [8, 16, 24]},
     "decoder_channels": {"decoder_channels": [8, 16, 24]},
     "block_convolutions": {"block_convolutions": "separable"},
-    "backbone": {"backbone": {"config": {}, "channels": [8], "strides": [4]}},
+    "backbone": {"backbone": {"config": {"model_type": "resnet"}, "channels": [8], "strides": [4]}},
     "decoder_kind": {"decoder_kind": "nested"},
     "deep_supervision": {"decoder_kind": "nested", "deep_supervision": True},
     "transformer_layers": {"transformer_layers": 1},

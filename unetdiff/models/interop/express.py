@@ -41,7 +41,7 @@ def _blocks(spec: UNetSpec) -> dict[str, Any]:
         "dims": spec.dims,
         "convolutions": spec.convolutions,
         "block_convolutions": spec.block_convolutions,
-        "backbone": spec.backbone,
+        "backbone": None if spec.foreign is None else spec.foreign.name or "without a name",
         "deep_supervision": spec.deep_supervision,
         "decoder_kind": spec.decoder_kind,
         "transformer_layers": spec.transformer_layers,
