@@ -234,3 +234,65 @@ def test_transunet_exports_for_any_size_from_its_own() -> None:
     program = export(unet, (torch.randn(1, 3, 224, 224), torch.tensor([1.0])), dynamic_shapes=shapes)
     x, timestep = torch.randn(1, 3, 160, 320), torch.tensor([5.0])
     assert_close(program.module()(x, timestep).sample, unet(x, timestep).sample, rtol=1e-4, atol=1e-4)
+
+
+class _Gated(nn.Module):
+    """The plain composition of `attention_unet` from torch's layers and MONAI's gates."""
+
+    def __init__(self, channels: list[int]):
+        super().__init__()
+        self.down = nn.ModuleList(_double(a, b) for a, b in itertools.pairwise([1, *channels]))
+        pairs = list(itertools.pairwise(channels))
+        self.gates = nn.ModuleList(AttentionBlock(2, f_int=a // 2, f_g=b, f_l=a) for a, b in pairs)
+        self.up = nn.ModuleList(_double(a + b, a) for a, b in pairs)
+        self.out = nn.Conv2d(channels[0], 1, 1)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        saved: list[torch.Tensor] = []
+        for number, block in enumerate(self.down):
+            x = block(x if number == 0 else nn.functional.max_pool2d(x, 2))
+            saved.append(x)
+        for gate, block, skip in zip(reversed(self.gates), reversed(self.up), reversed(saved[:-1]), strict=True):  # pyright: ignore
+            x = nn.functional.interpolate(x, scale_factor=2.0)
+            x = block(torch.cat([x, gate(x, skip)], dim=1))
+        return self.out(x)
+
+
+def _double(source: int, target: int) -> nn.Sequential:
+    layers = []
+    for width in (source, target):
+        norm = nn.InstanceNorm2d(target, affine=True)
+        layers += [nn.Conv2d(width, target, 3, padding=1, bias=False), norm, nn.LeakyReLU(0.01)]
+    return nn.Sequential(*layers)
+
+
+def test_attention_unet_equals_a_composition_with_gates_of_monai() -> None:
+    """Whole networks with the same weights; MONAI's gates have batch norms, which are switched to the identity."""
+    channels = [8, 16, 24]
+    small = {"channels": channels, "decoder_blocks": [1, 1, 0], "dims": 2, "time_embedding": "none"}
+    ours = redraw(UNet.from_preset("attention_unet", **small)).eval()
+    theirs = redraw(_Gated(channels)).eval()
+    for name, module in list(theirs.named_modules()):
+        if isinstance(module, nn.BatchNorm2d):
+            parent, _, last = name.rpartition(".")
+            setattr(theirs.get_submodule(parent), last, nn.Identity())
+
+    def copy_block(block: Any, double: nn.Module) -> None:
+        for number in (1, 2):
+            double[3 * number - 3].load_state_dict(block.get_submodule(f"conv{number}").state_dict())
+            norm = block.get_submodule(f"norm{number}")
+            double[3 * number - 2].load_state_dict(getattr(norm, "norm", norm).state_dict(), strict=False)
+
+    for level in range(3):
+        copy_block(ours.encoder[f"level{level}_block0"].residual, theirs.down[level])
+    for level in range(2):
+        step = ours.decoder[f"level{level}_block0"]
+        copy_block(step.residual, theirs.up[level])
+        fuse, gate = step.merge.fuse, theirs.gates[level]
+        for mine, name in ((fuse.from_decoder, "W_g"), (fuse.from_skip, "W_x"), (fuse.psi, "psi")):
+            conv_of = next(module for module in gate.get_submodule(name).modules() if isinstance(module, nn.Conv2d))
+            conv_of.load_state_dict(mine.state_dict())
+    theirs.out.load_state_dict(ours.head["sample"][2].state_dict())
+    x = torch.randn(2, 1, 16, 24)
+    expected = theirs(x)
+    assert (ours(x).sample - expected).norm() <= 1e-5 * expected.norm()
