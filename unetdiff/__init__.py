@@ -24,6 +24,7 @@ _HOMES = {
     "make_schedule": "unetdiff.diffusion.schedule",
     "prune": "unetdiff.models.pruning",
     "sample_images": "unetdiff.diffusion.sampler",
+    "segment": "unetdiff.segmenting",
     # diffusers asks the package that a component names for the base class of its models.
     "ModelMixin": "diffusers",
 }
@@ -39,6 +40,7 @@ if TYPE_CHECKING:
     from unetdiff.models.unet import UNet as UNet
     from unetdiff.models.unet import UNetOutput as UNetOutput
     from unetdiff.runs import load_run as load_run
+    from unetdiff.segmenting import segment as segment
     from unetdiff.spec import Norm as Norm
     from unetdiff.spec import NormPlacement as NormPlacement
     from unetdiff.spec import Site as Site

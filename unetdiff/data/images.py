@@ -193,14 +193,19 @@ def cover(array: np.ndarray, size: tuple[int, ...]) -> np.ndarray:
 
 
 def crop(array: np.ndarray, size: tuple[int, ...], place: np.ndarray | None) -> np.ndarray:
-    """A window of shape `size` from (*space, C).
+    """A window of shape `size` from (*space, C); see `crop_window`."""
+    return array[crop_window(array.shape[:-1], size, place)]
+
+
+def crop_window(space: tuple[int, ...], size: tuple[int, ...], place: np.ndarray | None) -> tuple[slice, ...]:
+    """Where a window of shape `size` lies.
 
     Args:
-        array: at least `size` along every spatial axis.
-        size: spatial shape of the result.
+        space: at least `size` along every axis.
+        size: spatial shape of the window.
         place: where, along each axis, in [0, 1) from first to last possible offset; None is the centre.
     """
-    room = np.array(array.shape[:-1]) - size
-    assert (room >= 0).all(), (array.shape, size)
+    room = np.array(space) - size
+    assert (room >= 0).all(), (space, size)
     offsets = room // 2 if place is None else np.floor(place * (room + 1)).astype(int)
-    return array[tuple(slice(o, o + s) for o, s in zip(offsets, size, strict=True))]
+    return tuple(slice(o, o + s) for o, s in zip(offsets.tolist(), size, strict=True))

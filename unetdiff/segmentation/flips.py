@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from itertools import chain, combinations
 
 from torch import Tensor
 
-Predict = Callable[[Tensor], Tensor]
-"""Images (N, C, *space) to class probabilities (N, K, *space), or smaller, centred ones."""
+from unetdiff.segmentation.tiles import Predict
 
 
 def with_flips(predict: Predict, axes: Sequence[int] | None = None) -> Predict:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import NamedTuple, Protocol
 
@@ -53,22 +53,26 @@ class GaussianTiles:
     As `monai.inferers.sliding_window_inference` with `mode="gaussian"` and `padding_mode="reflect"`: tiles lie
     int(tile * (1 - overlap)) apart, the last one ends with the image, and an image shorter than a tile lies in its
     middle. No weight is below 1e-3 (at its centre it is 1). Unlike there, a smaller output is what is laid out, its
-    lost border being mirrored beyond the image.
+    lost border being mirrored beyond the image; and with `multiple` all tiles, the last and the lone one too, lie
+    where the network's strides would have fallen in the whole image, without which neighbours disagree the more.
 
     Attributes:
         tile: the size of what the network is given.
         overlap: of neighbouring outputs, as a share of them, in [0, 1).
         sigma_scale: the Gaussian's standard deviation as a share of the output's size, above 0.
         output: the size of what the network returns for `tile`; None: the same.
+        multiple: what tiles' distances are multiples of; None: 1. The network's total stride.
 
     Raises:
-        ValueError: a setting is out of its range, or `output` does not lie in the middle of `tile`.
+        ValueError: a setting is out of its range, the numbers of axes differ, or `output` does not lie in the middle
+            of `tile`.
     """
 
     tile: tuple[int, ...]
     overlap: float = 0.25
     sigma_scale: float = 0.125
     output: tuple[int, ...] | None = None
+    multiple: tuple[int, ...] | None = None
 
     def __post_init__(self) -> None:
         if not 0 <= self.overlap < 1:
@@ -76,6 +80,11 @@ class GaussianTiles:
         if not self.sigma_scale > 0:
             raise ValueError(f"sigma_scale is {self.sigma_scale}; expected a share of the tile above 0.")
         lost_border(self.tile, self.output)
+        _check_axes(self.tile, multiple=self.multiple)
+
+    def fitted(self, shape: tuple[int, ...]) -> GaussianTiles:
+        """Tiles no longer than an image (*space) and its `multiple`; the same where the network loses a border."""
+        return self if self.output else replace(self, tile=_fitted_tile(self.tile, shape, self.multiple))
 
     def weights(self) -> Tensor:
         weights = torch.ones(())
@@ -87,10 +96,10 @@ class GaussianTiles:
     def spans(self, axis: int, size: int) -> list[Span]:
         length = (self.output or self.tile)[axis]
         lost = lost_border(self.tile, self.output)[axis]
-        last = size - length if size > length else -((length - size) // 2)
-        step = max(int(length * (1 - self.overlap)), 1)
-        count = math.ceil(max(last, 0) / step) + 1
-        origins = [min(place * step, last) for place in range(count)]
+        multiple = self.multiple[axis] if self.multiple else 1
+        step = int(length * (1 - self.overlap)) // multiple * multiple
+        before = max(length - size, 0) // 2 // multiple * multiple
+        origins = [at - before for at in _starts(size - length, max(step, multiple), multiple)]
         return [Span(at - lost, at, max(at, 0), min(at + length, size)) for at in origins]
 
 
@@ -128,10 +137,7 @@ class MirrorTiles:
 
     def __post_init__(self) -> None:
         lost = lost_border(self.tile, self.output)
-        for name in ("context", "border", "multiple"):
-            value = getattr(self, name)
-            if value is not None and len(value) != len(self.tile):
-                raise ValueError(f"{name} is {value}; expected {len(self.tile)} numbers, as tile {self.tile}.")
+        _check_axes(self.tile, context=self.context, border=self.border, multiple=self.multiple)
         for least, border, context in zip(lost, self.border or lost, self.context, strict=True):
             if not least <= border <= context:
                 raise ValueError(
@@ -153,6 +159,19 @@ class MirrorTiles:
             for tile, context, multiple in zip(self.tile, self.context, multiples, strict=True)
         )
 
+    def fitted(self, shape: tuple[int, ...]) -> MirrorTiles:
+        """Tiles no longer than an image (*space) and its `multiple`, which need no context where one covers an axis.
+
+        So the network pads short axes too as for the whole image. The same tiles where a border is mirrored.
+        """
+        if self.output or self.border:
+            return self
+        tile = _fitted_tile(self.tile, shape, self.multiple)
+        context = tuple(
+            0 if size <= length else context for size, length, context in zip(shape, tile, self.context, strict=True)
+        )
+        return replace(self, tile=tile, context=context)
+
     def weights(self) -> Tensor:
         return torch.ones(self.output or self.tile)
 
@@ -160,11 +179,31 @@ class MirrorTiles:
         lost = lost_border(self.tile, self.output)
         border, context, step = (self.border or lost)[axis], self.context[axis], self._steps[axis]
         multiple = self.multiple[axis] if self.multiple else 1
-        last = math.ceil(max(size + 2 * border - self.tile[axis], 0) / multiple) * multiple
-        count = math.ceil(last / step) + 1
-        starts = [min(place * step, last) - border for place in range(count)]
+        starts = [at - border for at in _starts(size + 2 * border - self.tile[axis], step, multiple)]
         edges = [0, *(start + context for start in starts[1:]), size]
         return [Span(start, start + lost[axis], *edges[place : place + 2]) for place, start in enumerate(starts)]
+
+
+def _starts(last: int, step: int, multiple: int) -> list[int]:
+    """0, step, 2 * step, ... up to the first multiple that is `last` or more, which ends them; 0 alone before that."""
+    last = math.ceil(max(last, 0) / multiple) * multiple
+    return [min(place * step, last) for place in range(math.ceil(last / step) + 1)]
+
+
+def _fitted_tile(tile: tuple[int, ...], shape: tuple[int, ...], multiple: tuple[int, ...] | None) -> tuple[int, ...]:
+    multiples = multiple or (1,) * len(tile)
+    return tuple(
+        min(length, math.ceil(size / factor) * factor)
+        for length, size, factor in zip(tile, shape, multiples, strict=True)
+    )
+
+
+def _check_axes(tile: tuple[int, ...], **settings: tuple[int, ...] | None) -> None:
+    for name, value in settings.items():
+        if value is not None and len(value) != len(tile):
+            raise ValueError(f"{name} is {value}; expected {len(tile)} numbers, as tile {tile}.")
+        if value is not None and min(value) < (name == "multiple"):
+            raise ValueError(f"{name} is {value}; expected numbers of at least {int(name == 'multiple')}.")
 
 
 def lost_border(tile: tuple[int, ...], output: tuple[int, ...] | None) -> tuple[int, ...]:

@@ -3,11 +3,12 @@
     for start, rows in predict_tiles(predict, image, GaussianTiles((512, 512))):
         result[:, start : start + rows.shape[1]] = rows  # a memory-mapped file, say
 
-What a tile's network sees ends with the tile. Convolutions, pooling and norms over the channels of one position are
-local: where the tile holds the receptive field, `MirrorTiles` gives what the whole image gives. Group, instance and
-layer norms, and attention over space, read all of what they are given and differ between a tile and an image, the less
-the larger the `tile`: take the largest that fits, and none smaller than the crops of training, whose statistics the
-network knows. Batch norm with its running statistics is local.
+The network sees a tile and nothing beyond it. Convolutions, pooling and norms over the channels of one position
+(`pixel`, `layer`), and batch norm with its running statistics, are local: where a tile's context covers the receptive
+field, `MirrorTiles` gives what the whole image gives. Group and instance norm, and attention, read all positions at
+once, so they differ between a tile and the whole image; the more of the image a tile holds, the less. The setting that
+keeps this small is `tile`: as large as memory allows, and no smaller than the crops of training, whose statistics the
+network knows. More overlap does little about it.
 """
 
 from __future__ import annotations

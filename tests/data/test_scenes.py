@@ -1,0 +1,54 @@
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from unetdiff.config import DataConfig
+from unetdiff.data.mask_options import MaskDataConfig
+from unetdiff.data.pairs import open_pairs
+from unetdiff.data.scenes import COUNTS, SCENE_CLASSES, SIDE, _scene, scenes
+from unetdiff.data.sources import open_source
+
+
+@pytest.mark.parametrize("split", COUNTS)
+def test_scenes_have_digits_of_every_class_on_background(split: str):
+    images, masks = scenes(split)
+    assert (images.shape, images.dtype) == ((COUNTS[split], SIDE, SIDE, 1), np.uint8)
+    assert (masks.shape, masks.dtype) == ((COUNTS[split], SIDE, SIDE), np.uint8)
+    shares = np.bincount(masks.ravel(), minlength=11) / masks.size
+    assert len(shares) == len(SCENE_CLASSES) == 11
+    assert 0.7 < shares[0] < 0.85
+    assert shares[1:].min() > 0.01
+    assert (masks.reshape(len(masks), -1).max(1) > 0).all()  # no scene without a digit
+
+
+def test_digits_stand_out_and_overlap():
+    images, masks = scenes("train")
+    inside, outside = images[..., 0][masks > 0], images[..., 0][masks == 0]
+    assert inside.mean() - outside.mean() > 60
+    neighbours = (masks[:, 1:] != masks[:, :-1]) & (masks[:, 1:] > 0) & (masks[:, :-1] > 0)
+    assert neighbours.any(axis=(1, 2)).mean() > 0.3  # digits of two classes touch
+
+
+def test_a_scene_is_a_function_of_split_and_index():
+    glyphs, labels = np.arange(5 * 256).reshape(5, 16, 16, 1).astype(np.uint8), np.arange(5)
+    one, other = _scene("train", 7, glyphs, labels), _scene("train", 7, glyphs, labels)
+    np.testing.assert_array_equal(one[0], other[0])
+    np.testing.assert_array_equal(one[1], other[1])
+    assert (_scene("train", 8, glyphs, labels)[0] != one[0]).any()
+    assert (_scene("test", 7, glyphs, labels)[0] != one[0]).any()
+
+
+def test_the_unlabelled_pool_is_the_same_images():
+    source = open_source(DataConfig(source="digit_scenes"), "train")
+    assert source.num_classes == 0
+    np.testing.assert_array_equal(source.read(np.arange(20))["sample"], scenes("train")[0][:20])
+
+
+def test_few_labels_are_spread_over_the_training_scenes():
+    data = open_pairs(MaskDataConfig(train_limit=4))
+    assert (len(data.train), len(data.validation), len(data.test)) == (4, COUNTS["validation"], COUNTS["test"])
+    assert data.train.encoding.class_names == SCENE_CLASSES
+    batch = data.train.read(np.arange(4))
+    np.testing.assert_array_equal(batch["sample"], scenes("train")[0][[250, 750, 1250, 1750]])
+    np.testing.assert_array_equal(batch["mask"], scenes("train")[1][[250, 750, 1250, 1750]])

@@ -1,0 +1,352 @@
+"""Images with masks, ready for training and evaluation: one `PairSource` per split, cut at one place in both."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, replace
+from functools import partial
+from typing import Any
+
+import numpy as np
+from tqdm import tqdm
+
+from unetdiff.data.augment import crop_places
+from unetdiff.data.formats import INTEGER_RANGES, DataFormat
+from unetdiff.data.images import crop_window
+from unetdiff.data.mask_options import MaskDataConfig
+from unetdiff.data.mask_scan import MaskScan, Scanned, as_mask, check_report, find_encoding, mask_kind, scan_pair
+from unetdiff.data.masks import MaskEncoding
+from unetdiff.data.order import keys, uniforms
+from unetdiff.data.pair_files import KINDS, Pair, Pairs, held
+from unetdiff.data.pair_splits import split_pairs
+from unetdiff.data.sources import MEMORY_LIMIT, target_size
+from unetdiff.data.splits import SPLIT_NAMES
+from unetdiff.data.volumes import RawMask
+from unetdiff.data.warp import Window, change_values, warped_crop
+from unetdiff.segmentation.options import IGNORE
+
+KEPT_POSITIONS = 1000
+"""Positions of a class that are remembered per image, for crops that hold it."""
+
+
+@dataclass(frozen=True)
+class PairSource:
+    """The images with masks of one split.
+
+    Args:
+        pairs: how to open them.
+        spaces: the spatial shape of each.
+        format: what images look like; its `size` is None, since whole images differ.
+        encoding: how masks are written.
+        size: what `read` cuts from each; None keeps images whole.
+    """
+
+    pairs: list[Pair]
+    spaces: list[tuple[int, ...]]
+    format: DataFormat
+    encoding: MaskEncoding
+    size: tuple[int, ...] | None = None
+    _positions: dict[tuple[int, int], np.ndarray] = field(default_factory=dict, repr=False, compare=False)
+
+    def __len__(self) -> int:
+        return len(self.pairs)
+
+    @property
+    def num_classes(self) -> int:
+        """K."""
+        return self.encoding.num_classes
+
+    def name(self, index: int) -> str:
+        """What messages and tables call an image."""
+        return self.pairs[index].name
+
+    def load(self, index: int) -> tuple[np.ndarray, np.ndarray]:
+        """A whole image (*space, C) and its mask as its file stores it, (*space) or (*space, C).
+
+        Raises:
+            ValueError: one of them cannot be read, or they do not fit the format or each other.
+        """
+        pair = self.pairs[index]
+        image = pair.image()
+        form = self.format
+        if (image.ndim - 1, image.shape[-1], image.dtype.name) != (form.dims, form.channels, form.dtype):
+            raise ValueError(
+                f"{pair.name} has {image.shape[-1]} channels of {image.dtype} in {image.ndim - 1}-D; expected "
+                f"{form.channels} of {form.dtype} in {form.dims}-D as in the rest."
+            )
+        with_mask = pair.mask()
+        try:
+            return image, as_mask(with_mask.array, image.shape[:-1])
+        except ValueError as error:
+            raise ValueError(f"{pair.mask_name} {error} ({pair.name}).") from error
+
+    def read(self, indices: Sequence[int] | np.ndarray, places: np.ndarray | None = None) -> dict[str, np.ndarray]:
+        """Loads images with masks, cut at the same place.
+
+        Where an image is smaller than `size`, it is continued by reflection and its mask by `IGNORE`.
+
+        Args:
+            indices: n of them, at least one; of images of one size where `size` is None.
+            places: (n, dims) in [0, 1), where to cut; None is the centre.
+
+        Returns:
+            "sample" (n, *size, C) in the images' dtype, and "mask" int64 (n, *size), 0 ... K-1 and `IGNORE`.
+
+        Raises:
+            ValueError: one of them cannot be read, or does not fit the rest.
+        """
+        where = [None] * len(indices) if places is None else places
+        parts = [
+            self._window(int(index), self._crop(int(index), place)) for index, place in zip(indices, where, strict=True)
+        ]
+        shapes = {mask.shape for _, mask in parts}
+        if len(shapes) > 1:
+            raise ValueError(f"Images of sizes {sorted(map(list, shapes))} cannot be read whole at once.")
+        return {"sample": np.stack([image for image, _ in parts]), "mask": np.stack([mask for _, mask in parts])}
+
+    def _space(self, index: int) -> tuple[int, ...]:
+        """The spatial shape of an image, continued to `size` where it is smaller."""
+        space = self.spaces[index]
+        return space if self.size is None else tuple(map(max, space, self.size))
+
+    def _crop(self, index: int, place: np.ndarray | None) -> Window:
+        space = self._space(index)
+        return crop_window(space, space if self.size is None else self.size, place)
+
+    def _window(self, index: int, window: Window) -> tuple[np.ndarray, np.ndarray]:
+        """A part of an image and its labels, read from the file where that can be done by parts."""
+        image, mask = self.load(index)
+        space = self._space(index)
+        if space != self.spaces[index]:
+            image, labels = pad_to(image, self._labels(index, mask), space)
+            return image[window], labels[window]
+        return image[window], self._labels(index, mask[window])
+
+    def _labels(self, index: int, mask: np.ndarray) -> np.ndarray:
+        try:
+            return self.encoding.encode(mask)
+        except ValueError as error:
+            raise ValueError(f"{self.pairs[index].mask_name} {error}.") from error
+
+    def class_positions(self, index: int, label: int) -> np.ndarray:
+        """Up to `KEPT_POSITIONS` positions of a class in an image, always the same: int64 (m, dims), m may be 0."""
+        if (index, label) not in self._positions:
+            labels = self._labels(index, self.load(index)[1])
+            flat = np.flatnonzero(labels == label)
+            if len(flat) > KEPT_POSITIONS:
+                flat = flat[keys(label, "class positions", np.arange(KEPT_POSITIONS)) % len(flat)]
+            self._positions[index, label] = np.stack(np.unravel_index(flat, labels.shape), axis=-1)
+        return self._positions[index, label]
+
+    def places(
+        self, indices: np.ndarray, positions: np.ndarray, seed: int, classes: Sequence[int] = (), probability: float = 0
+    ) -> np.ndarray:
+        """Where training crops lie: uniformly at random, and, with a probability, so that they hold a class.
+
+        Such a crop holds a position drawn from one of those `classes` that its image has, at a random place within.
+
+        Args:
+            indices: (n,) images. positions: (n,) positions in the run.
+            seed: of the run.
+            classes: numbers of the wanted classes.
+            probability: share of the crops that are placed by them.
+
+        Returns:
+            (n, dims) in [0, 1), for `read`.
+        """
+        dims = self.format.dims
+        places = crop_places(seed, positions, dims)
+        if self.size is None or not classes:
+            return places
+        aimed = uniforms(seed, "crop aimed", positions) < probability
+        which = keys(seed, "crop class", positions)
+        target = keys(seed, "crop target", positions)
+        for row in np.flatnonzero(aimed):
+            found = [at for label in classes if len(at := self.class_positions(int(indices[row]), label))]
+            if found:
+                candidates = found[which[row] % len(found)]
+                at = candidates[target[row] % len(candidates)]
+                places[row] = place_around(at, self.spaces[indices[row]], self.size, places[row])
+        return places
+
+    def draw(self, indices: np.ndarray, positions: np.ndarray, seed: int, settings: MaskDataConfig) -> dict[str, Any]:
+        """A training batch: cut and changed, a function of indices, positions and seed alone; see `read`."""
+        wanted = class_numbers(settings.crop_classes, self.encoding)
+        places = self.places(indices, positions, seed, wanted, settings.crop_probability)
+        parts = [
+            warped_crop(
+                partial(self._window, index),
+                self._space(index),
+                self._crop(index, place),
+                position,
+                seed=seed,
+                settings=settings.augment,
+            )
+            for index, place, position in zip(indices.tolist(), places, positions.tolist(), strict=True)
+        ]
+        samples, masks = (np.stack(arrays) for arrays in zip(*parts, strict=True))
+        samples = change_values(samples, positions, seed, settings.augment, self.format.low, self.format.high)
+        return {"sample": samples, "mask": masks}
+
+
+def place_around(at: np.ndarray, space: tuple[int, ...], size: tuple[int, ...], draw: np.ndarray) -> np.ndarray:
+    """The place, as `crop` reads it, of a crop that holds a position.
+
+    Args:
+        at: (dims,) the position.
+        space: of the image. size: of the crop; larger ones hold the whole axis.
+        draw: (dims,) in [0, 1), which of the offsets that hold it.
+    """
+    room = np.maximum(np.array(space) - size, 0)
+    least = np.maximum(at - np.array(size) + 1, 0)
+    most = np.minimum(at, room)
+    offset = least + np.floor(draw * (most - least + 1))
+    return (offset + 0.5) / (room + 1)
+
+
+def pad_to(image: np.ndarray, labels: np.ndarray, size: tuple[int, ...]) -> tuple[np.ndarray, np.ndarray]:
+    """Continues an image by reflection and its labels by `IGNORE`, as much at either end, to at least `size`."""
+    missing = [max(want - have, 0) for want, have in zip(size, labels.shape, strict=True)]
+    if not any(missing):
+        return image, labels
+    ends = [(count // 2, count - count // 2) for count in missing]
+    return np.pad(image, [*ends, (0, 0)], mode="reflect"), np.pad(labels, ends, constant_values=IGNORE)
+
+
+def class_numbers(classes: Sequence[int | str], encoding: MaskEncoding) -> list[int]:
+    """Classes given by name or number as numbers.
+
+    Raises:
+        ValueError: there is no such class.
+    """
+    numbers = {name: number for number, name in enumerate(encoding.class_names)}
+    found = [numbers.get(entry) if isinstance(entry, str) else entry for entry in classes]
+    for entry, number in zip(classes, found, strict=True):
+        if number is None or not 0 <= number < encoding.num_classes:
+            raise ValueError(
+                f"data.crop_classes has {entry!r}; expected numbers below {encoding.num_classes} or names of "
+                f"{', '.join(encoding.class_names[:10])}."
+            )
+    return [number for number in found if number is not None]
+
+
+@dataclass(frozen=True)
+class PairData:
+    """All splits of a data set, scanned; `validation` and `test` may be empty.
+
+    Args:
+        train: cut to `data.size`. validation, test: whole images.
+        scan: what they hold.
+    """
+
+    train: PairSource
+    validation: PairSource
+    test: PairSource
+    scan: MaskScan
+
+    def report(self) -> str:
+        """What `--check` prints."""
+        return check_report(self.scan)
+
+    def class_counts(self) -> np.ndarray:
+        """Positions of each class in the training masks: int64 (K,)."""
+        return self.scan.class_counts["train"][:-1]
+
+    def fingerprint(self) -> dict[str, Any]:
+        """What a run's data are: how many, their form, how masks are written, and a hash of all images and masks."""
+        digest = hashlib.sha256()
+        for entry in self.scan.entries:
+            digest.update(f"{entry.split} {entry.digest} {sorted(entry.counts.items())}".encode())
+        counts = {"training": len(self.train), "validation": len(self.validation), "test": len(self.test)}
+        forms = {"format": self.train.format.to_dict(), "encoding": self.train.encoding.to_dict()}
+        return {**counts, **forms, "hash": digest.hexdigest()[:16]}
+
+
+def open_pairs(settings: MaskDataConfig) -> PairData:
+    """Opens and scans a data set; what fits in `MEMORY_LIMIT` is decoded here, once.
+
+    Raises:
+        ValueError: whatever is wrong with the settings or the data: one sentence with the file, column or value.
+    """
+    splits = split_pairs(KINDS[settings.source](settings), settings)
+    splits, entries, kind, first = _scanned(splits, settings)
+    encoding, note = find_encoding(entries, kind, first, splits["train"][0].suffix, settings)
+    scan = MaskScan(tuple(entries), encoding, note)
+    form = _format(entries)
+    settings.augment.check_dims(form.dims)
+    class_numbers(settings.crop_classes, encoding)
+    sources = {
+        split: PairSource(pairs, [entry.space for entry in scan.of(split)], form, encoding)
+        for split, pairs in splits.items()
+    }
+    sources["train"] = replace(sources["train"], size=_crop_size(scan, settings))
+    return PairData(**sources, scan=scan)
+
+
+def _scanned(splits: Pairs, settings: MaskDataConfig) -> tuple[Pairs, list[Scanned], Any, np.ndarray]:
+    """All pairs looked at once: the pairs, in memory where they fit; their entries; the kind of mask, and a mask."""
+    lead = splits["train"][0]
+    space, mask = lead.image().shape[:-1], lead.mask()
+    kind = mask_kind(mask, space, settings, lead.suffix)
+    every = [(split, pair) for split in SPLIT_NAMES for pair in splits[split]]
+    entries: list[Scanned] = []
+    kept: Pairs = {split: [] for split in SPLIT_NAMES}
+    held_bytes = 0
+    for split, pair in tqdm(every, desc="scanning", unit="image", delay=2, disable=None):
+        image, raw = pair.image(), pair.mask()
+        entries.append(scan_pair(pair, split, kind, image, raw))
+        held_bytes += image.nbytes + raw.array.nbytes
+        if held_bytes < MEMORY_LIMIT:
+            kept[split].append(_in_memory(pair, image, raw))
+    return (kept if held_bytes < MEMORY_LIMIT else splits), entries, kind, as_mask(mask.array, space)
+
+
+def _in_memory(pair: Pair, image: np.ndarray, mask: RawMask) -> Pair:
+    opened: list[Callable[[], Any]] = [partial(held, np.asarray(image)), partial(held, mask)]
+    return replace(pair, image=opened[0], mask=opened[1])
+
+
+def _format(entries: list[Scanned]) -> DataFormat:
+    """What the images have in common; floats take the range of the training images.
+
+    Raises:
+        ValueError: one has other axes, channels or another dtype than the first, or all values are equal.
+    """
+    lead = entries[0]
+    for entry in entries:
+        if (len(entry.space), entry.channels, entry.dtype) != (len(lead.space), lead.channels, lead.dtype):
+            raise ValueError(
+                f"{entry.name} has {entry.channels} channels of {entry.dtype} in {len(entry.space)}-D; expected "
+                f"{lead.channels} of {lead.dtype} in {len(lead.space)}-D as in {lead.name}."
+            )
+    training = [entry for entry in entries if entry.split == "train"]
+    low, high = INTEGER_RANGES.get(
+        lead.dtype, (min(entry.low for entry in training), max(entry.high for entry in training))
+    )
+    if low == high:
+        raise ValueError(f"All values of {lead.name} and the rest are {low}; expected data that vary.")
+    return DataFormat(
+        dims=len(lead.space),
+        channels=lead.channels,
+        dtype=lead.dtype,
+        low=low,
+        high=high,
+    )
+
+
+def _crop_size(scan: MaskScan, settings: MaskDataConfig) -> tuple[int, ...]:
+    """`data.size`, or the size that all training images have.
+
+    Raises:
+        ValueError: it is not set, and they differ.
+    """
+    training = scan.of("train")
+    lead = training[0]
+    other = next((entry for entry in training if entry.space != lead.space), None)
+    if settings.size is None and other is not None:
+        raise ValueError(
+            f"{other.name} has size {list(other.space)} and {lead.name} {list(lead.space)}; expected one size, or "
+            "data.size set, to which training images are cut."
+        )
+    return target_size(settings.size, lead.space)

@@ -1,0 +1,123 @@
+"""The settings of a segmentation run. No torch, so that `--help` answers at once."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Literal
+
+from unetdiff.architecture import TimeEmbedding
+from unetdiff.data.mask_options import MaskDataConfig
+from unetdiff.run_config import NetworkConfig, RunConfig, parse_settings
+from unetdiff.segmentation.options import ClassWeights, LossName
+from unetdiff.typed import check_at_least, check_types
+
+
+@dataclass(frozen=True, kw_only=True)
+class SegmentModelConfig(NetworkConfig):
+    """The network. `preset` names one of the literature; settings given beside it replace its own.
+
+    Args:
+        kind: `logits`: the network says a score for every class at every position.
+        init_from: a denoiser's run: the network is that denoiser's, with its weights and a new output.
+        timestep: with `init_from`, the timestep (noise level) that the network is always told; none: it is left out,
+            and with it everything that conditioned the denoiser.
+        time_embedding: as of every network; `none` where nothing conditions it.
+    """
+
+    kind: Literal["logits"] = "logits"
+    init_from: str | None = None
+    timestep: int | None = None
+    time_embedding: TimeEmbedding = "none"
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check_at_least(self, 0, "timestep")
+        if self.timestep is not None and self.init_from is None:
+            raise ValueError("model.timestep is what a denoiser's body is told: expected model.init_from beside it")
+        if self.init_from is None and self.time_embedding != "none":
+            raise ValueError(f"model.time_embedding is {self.time_embedding}; nothing tells this network a timestep")
+
+
+@dataclass(frozen=True, kw_only=True)
+class ObjectiveConfig:
+    """The loss.
+
+    Args:
+        loss: `dice_cross_entropy` (Isensee et al. 2021), `cross_entropy`, `dice`, `focal` or `tversky`.
+        class_weights: in cross-entropy and focal loss: `none`, `inverse_frequency` in the training masks, or one
+            number per class.
+        label_smoothing: share of the target spread over all classes, in cross-entropy.
+        gamma: of the focal loss.
+        alpha: weight of false positives in the Tversky loss.
+        beta: weight of false negatives in it.
+        border_weight: w0 of the weights that keep touching objects apart (Ronneberger et al. 2015: 10); 0: none.
+        border_sigma: their width in pixels (Ronneberger et al. 2015: 5).
+    """
+
+    loss: LossName = "dice_cross_entropy"
+    class_weights: ClassWeights | list[float] = "none"
+    label_smoothing: float = 0.0
+    gamma: float = 2.0
+    alpha: float = 0.3
+    beta: float = 0.7
+    border_weight: float = 0.0
+    border_sigma: float = 5.0
+
+    def __post_init__(self) -> None:
+        check_types(self)
+        check_at_least(self, 0, "gamma", "alpha", "beta", "border_weight")
+        if not 0 <= self.label_smoothing < 1:
+            raise ValueError(f"objective.label_smoothing is {self.label_smoothing}; expected 0 to below 1")
+        if self.border_sigma <= 0:
+            raise ValueError(f"objective.border_sigma is {self.border_sigma}; expected more than 0")
+
+
+@dataclass(frozen=True, kw_only=True)
+class EvaluationConfig:
+    """How held-out images are predicted and measured.
+
+    Args:
+        tile: side of the tiles in which larger images are predicted; none: images are predicted whole.
+        overlap: share of a tile that the next one covers as well.
+        boundary_tolerance: positions by which a boundary may be off in boundary F; none: not measured.
+        hd95: measure the 95% Hausdorff distance.
+        membrane: class (number) that separates cells, for V-Rand and V-Info; none: not measured.
+    """
+
+    tile: int | None = None
+    overlap: float = 0.25
+    boundary_tolerance: float | None = 2.0
+    hd95: bool = False
+    membrane: int | None = None
+
+    def __post_init__(self) -> None:
+        check_types(self)
+        check_at_least(self, 1, "tile")
+        check_at_least(self, 0, "boundary_tolerance", "membrane")
+        if not 0 <= self.overlap < 1:
+            raise ValueError(f"evaluation.overlap is {self.overlap}; expected 0 to below 1")
+
+
+@dataclass(frozen=True, kw_only=True)
+class SegmentConfig(RunConfig):
+    """Everything that a segmentation run is made of.
+
+    Args:
+        objective: the loss.
+        data: where images with masks come from.
+        evaluation: how held-out images are predicted and measured.
+    """
+
+    model: SegmentModelConfig = field(default_factory=SegmentModelConfig)
+    objective: ObjectiveConfig = field(default_factory=ObjectiveConfig)
+    data: MaskDataConfig = field(default_factory=MaskDataConfig)
+    evaluation: EvaluationConfig = field(default_factory=EvaluationConfig)
+
+    def __post_init__(self) -> None:
+        check_types(self)
+
+
+def parse_segment(arguments: Sequence[str], program: str = "train/segment.py") -> SegmentConfig:
+    """The settings of a segmentation run from a command line; see `parse_settings`."""
+    return parse_settings(SegmentConfig, arguments, program, "Train a segmentation network.")
