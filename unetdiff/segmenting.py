@@ -11,9 +11,8 @@ from torch import Tensor, nn
 
 from unetdiff.data.formats import DataFormat
 from unetdiff.runs import Run
-from unetdiff.segmentation.flips import with_flips
-from unetdiff.segmentation.predict import Inference, Scores, probabilities_of
-from unetdiff.segmentation.tiles import Predict, predict_tiles
+from unetdiff.segmentation.predict import Inference, Scores, predict_rows, probabilities_of
+from unetdiff.segmentation.tiles import Predict
 from unetdiff.segmentation.uncertainty import Uncertainty, decompose
 
 MAPS = ("total_entropy", "expected_entropy", "mutual_information")
@@ -99,18 +98,9 @@ def scores_of(run: Run) -> Scores:
 def _rows(run: Run, image: np.ndarray, how: Inference, seed: int | None) -> Iterator[tuple[int, Tensor]]:
     """Probabilities (K, n, *rest) by one member, rows at a time; seed: of its dropout, None for none."""
     predict = probabilities_of(scores_of(run), run.unet.device)
-    if how.flips:
-        predict = with_flips(predict)
     if seed is not None:
         predict = _with_dropout(predict, run.unet, seed)
-    window = FormattedImage(image, run.format)
-    if how.tile is None or max(window.shape) <= how.tile:
-        whole = torch.from_numpy(window.read(tuple(slice(0, length) for length in window.shape)))
-        with torch.no_grad():
-            yield 0, predict(whole[None])[0].cpu()
-        return
-    for start, rows in predict_tiles(predict, window, how.layout(run.format.dims), how.batch):
-        yield start, torch.from_numpy(rows)
+    yield from predict_rows(predict, FormattedImage(image, run.format), how, run.unet.multiple)  # pyright: ignore
 
 
 def _with_dropout(predict: Predict, network: nn.Module, seed: int) -> Predict:

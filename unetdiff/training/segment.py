@@ -22,7 +22,7 @@ from unetdiff.runs import Companions, load_run
 from unetdiff.segment_config import SegmentConfig
 from unetdiff.segmentation.metrics import MetricOptions, SegmentationMetrics
 from unetdiff.segmentation.objective import MaskObjective, border_weights, inverse_frequency
-from unetdiff.segmentation.predict import Inference, predict_image
+from unetdiff.segmentation.predict import Inference, predict_image, probabilities_of
 from unetdiff.spec import Architecture, UNetSpec
 from unetdiff.training.loop import Trainer
 from unetdiff.training.processes import Agreement
@@ -68,9 +68,10 @@ class SegmentTask:
         losses = [self.objective.loss_per_sample(one, batch["mask"], batch.get("weight")).mean() for one in every]
         return torch.stack(losses).mean()
 
-    def scores(self, network: nn.Module, images: Tensor) -> Tensor:
-        """Scores (n, K, *space) of images."""
-        return network(images, self.timestep, return_dict=False)[0]
+    def _predict(self, network: UNet, image: Tensor) -> Tensor:
+        """Class probabilities (K, *space) of an image (C, *space)."""
+        predict = probabilities_of(lambda images: network(images, self.timestep).sample, network.device)
+        return predict_image(predict, image, self.inference, network.multiple)
 
     def validate(self, network: UNet, accelerator: Accelerator) -> dict[str, Any] | None:
         """The metrics of all held-out images, each predicted whole by one of the processes."""
@@ -82,7 +83,7 @@ class SegmentTask:
             arrays = self.held_out.read([index])
             labels = torch.from_numpy(arrays["mask"])
             image = self.held_out.format.encode(arrays["sample"])[0]
-            probabilities = predict_image(partial(self.scores, network), image, self.inference, accelerator.device)
+            probabilities = self._predict(network, image)
             name = self.held_out.name(index)
             metrics.update(probabilities[None], labels, names=[name])
             logits = probabilities.clamp(min=1e-12).log()[None]
@@ -100,9 +101,7 @@ class SegmentTask:
         for index in range(min(self.sample_count, len(self.shown))):
             arrays = self.shown.read([index])
             image = self.shown.format.encode(arrays["sample"])[0]
-            found = (
-                predict_image(partial(self.scores, network), image, self.inference, network.device).argmax(0).numpy()
-            )
+            found = self._predict(network, image).argmax(0).numpy()
             raw, truth = arrays["sample"][0], arrays["mask"][0]
             rows.append(
                 [
