@@ -17,6 +17,7 @@ from PIL import Image
 
 from unetdiff.config import DenoiseConfig
 from unetdiff.run_config import TrainConfig, write_yaml
+from unetdiff.segment_config import SegmentConfig
 from unetdiff.training.report import main, read_metrics, seconds_trained, write_report
 from unetdiff.training.report_plots import curve_plot, loss_plot, noise_level_history_plot, noise_level_plot, smooth
 
@@ -276,3 +277,17 @@ def test_command_refuses_what_is_no_run(tmp_path, capsys, name):
     assert message.startswith("error: ")
     assert message.endswith("expected a run folder\n")
     assert message.count("\n") == 1
+
+
+def test_segmentation_runs_show_classes_and_course(tmp_path: Path) -> None:
+    write_yaml(SegmentConfig(run_dir="runs/x"), tmp_path / "config.yaml")
+    lines = [
+        {"kind": "validation", "step": step, "loss": 1.0, "mean_iou": iou, "mean_dice": iou, "iou": [iou, None],
+         "dice": [iou, None], "class_names": ["cell <a>", "wall"], "ece": 0.1}
+        for step, iou in ((10, 0.25), (20, 0.5))
+    ]  # fmt: skip
+    (tmp_path / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    page = Page(write_report(tmp_path))
+    assert "Masks of held-out images" in page.headings
+    assert "After step 20: mean iou 0.5000" in page.text
+    assert "cell <a>0.50000.5000wall––" in page.text.replace("\n", "").replace(" ", " ").replace("class", "", 1)

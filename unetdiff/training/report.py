@@ -23,6 +23,7 @@ from unetdiff.config import DenoiseConfig
 from unetdiff.figures import COLOURS, INK, MUTED, PANEL, PAPER, RULE, evenly_spaced
 from unetdiff.files import write_text
 from unetdiff.run_config import read_yaml, to_plain
+from unetdiff.segment_config import SegmentConfig
 from unetdiff.training.report_plots import (
     Record,
     curve_plot,
@@ -42,6 +43,9 @@ CURVES = (
     ("samples_per_second", "Samples per second", True),
 )
 """What is drawn of the training lines beside the loss: its key, its title, and whether it is noisy."""
+
+MASK_CURVES = (("mean_iou", "Mean IoU"), ("mean_dice", "Mean Dice"), ("ece", "Calibration error (ECE)"))
+MASK_FIGURES = ("mean_iou", "mean_dice", "accuracy", "mean_boundary_f", "ece", "nll", "v_rand", "v_info", "mean_hd95")
 
 PAGE = Template("""<!doctype html>
 <html lang="en">
@@ -113,10 +117,11 @@ def write_report(run: Path) -> Path:
         _headline(settings, runtime, records),
         _losses(records),
         _noise_levels(records["validation"]),
+        _masks(records["validation"]),
         _curves(records["train"]),
         _samples(run, records["samples"]),
         _notes(records["note"]),
-        _section("Settings", _tables(settings, to_plain(DenoiseConfig())), "Coloured: other than the default."),
+        _section("Settings", _tables(settings, _defaults(settings)), "Coloured: other than the default."),
         _section("Machine and versions", _tables(runtime)),
         _section("Network", _network(run)),
     ]
@@ -200,6 +205,39 @@ def _noise_levels(validation: Sequence[Record]) -> str:
     ]
     hint = "The larger the timestep, the more noise."
     return _section("Validation loss by noise level", _columns("two", plots), hint)
+
+
+def _masks(validation: Sequence[Record]) -> str:
+    """How held-out images are segmented: over steps, and by class after the last of them."""
+    measured = [record for record in validation if "mean_iou" in record]
+    if not measured:
+        return ""
+    plots = [
+        (title, _plot(curve_plot(measured, key, False), f"{title.lower()} over steps")) for key, title in MASK_CURVES
+    ]
+    last = measured[-1]
+    columns = [(title, last[key]) for key, title in (("iou", "IoU"), ("dice", "Dice")) if key in last]
+    names = last.get("class_names") or range(len(last["iou"]))
+    rows = "".join(
+        f"<tr><th>{escape(str(name))}</th>{''.join(f'<td>{_share(values[place])}</td>' for _, values in columns)}</tr>"
+        for place, name in enumerate(names)
+    )
+    head = "".join(f"<th>{title}</th>" for title, _ in columns)
+    table = f"<table><tr><th>class</th>{head}</tr>{rows}</table>"
+    figures = ", ".join(f"{key.replace('_', ' ')} {last[key]:.4f}" for key in MASK_FIGURES if last.get(key) is not None)
+    hint = f"After step {last['step']:,}: {figures}."
+    drawn = _columns("three", [f"<h3>{title}</h3>{plot}" for title, plot in plots if plot])
+    return _section("Masks of held-out images", drawn + table, hint)
+
+
+def _share(value: float | None) -> str:
+    """A figure between 0 and 1; a class that occurs nowhere has none."""
+    return "–" if value is None else f"{value:.4f}"
+
+
+def _defaults(settings: Record) -> Record:
+    """The default settings of the kind of run that these are of."""
+    return to_plain(SegmentConfig() if "objective" in settings else DenoiseConfig())
 
 
 def _curves(train: Sequence[Record]) -> str:

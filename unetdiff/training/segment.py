@@ -29,7 +29,7 @@ from unetdiff.training.processes import Agreement
 from unetdiff.training.start import Workload, make_trainer
 
 SHOWN = (
-    *("loss", "mean_iou", "mean_dice", "accuracy", "iou", "dice", "ece", "nll"),
+    *("loss", "class_names", "mean_iou", "mean_dice", "accuracy", "iou", "dice", "ece", "nll"),
     *("mean_boundary_f", "v_rand", "v_info", "mean_hd95"),
 )
 """Of the metrics of held-out images, those that go to `metrics.jsonl`."""
