@@ -76,7 +76,8 @@ def predict_rows(
     if inference.tile is None or max(image.shape) <= inference.tile:
         whole = torch.from_numpy(image.read(tuple(slice(0, length) for length in image.shape)))
         with torch.no_grad():
-            yield 0, predict(whole[None])[0].cpu()
+            found = predict(whole[None])[0].cpu()
+        yield 0, found  # outside: a generator that waits inside would leave gradients off for everyone
         return
     for start, rows in predict_tiles(predict, image, inference.layout(image.shape, multiple), inference.batch):
         yield start, torch.from_numpy(rows)
