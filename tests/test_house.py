@@ -9,6 +9,7 @@ import pytest
 
 from tests.runs import ROOT
 from unetdiff.models.interop import LIBRARIES
+from unetdiff.presets import PRESETS
 
 SOURCES = sorted(
     path for folder in ("unetdiff", "train", "sample", "benchmarks") for path in ROOT.glob(f"{folder}/**/*.py")
@@ -38,3 +39,14 @@ def test_nothing_outside_interop_asks_for_a_library(path: Path) -> None:
         if isinstance(node, (ast.Compare, ast.Match)):
             compared = {inner.value for inner in ast.walk(node) if isinstance(inner, ast.Constant)}
             assert not compared & names, ast.unparse(node)
+
+
+@each_source
+def test_nothing_asks_for_a_variant_by_its_name(path: Path) -> None:
+    """A preset is settings: the code asks for a setting, never for the name of the network that has it."""
+    if path.name == "presets.py" or "unetdiff" not in path.relative_to(ROOT).parts:
+        return
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, (ast.Compare, ast.Match)):
+            compared = {inner.value for inner in ast.walk(node) if isinstance(inner, ast.Constant)}
+            assert not compared & {*PRESETS}, ast.unparse(node)

@@ -10,33 +10,23 @@ import sys
 from unetdiff.command import run_command, user_errors
 from unetdiff.segment_config import parse_segment
 
+CHECK = "--check"
+
 
 def main() -> int:
-    given = [word for word in sys.argv[1:] if word != "--check"]
-    config = parse_segment(given)  # before torch is imported: --help and misspelt keys answer at once
-    if "--check" in sys.argv[1:]:
+    # Before torch is imported: --help and misspelt keys answer at once.
+    config = parse_segment([word for word in sys.argv[1:] if word != CHECK])
+    if CHECK in sys.argv[1:]:
         from unetdiff.data.pairs import open_pairs
 
         with user_errors():
             print(open_pairs(config.data).report())
         return 0
 
-    from unetdiff.training.health import TrainingStopped
-    from unetdiff.training.report import write_report
+    from unetdiff.training.command import train
     from unetdiff.training.segment import segmentation_trainer
 
-    with user_errors():
-        trainer = segmentation_trainer(config)
-    try:
-        with user_errors():
-            trainer.fit()
-    except TrainingStopped as reason:
-        if trainer.main:
-            print(reason, file=sys.stderr)
-        return 1
-    if trainer.main:
-        print(f"finished: {trainer.run} ({write_report(trainer.run)})")
-    return 0
+    return train(lambda: segmentation_trainer(config))
 
 
 if __name__ == "__main__":
