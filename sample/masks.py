@@ -43,12 +43,12 @@ def arguments(given: Sequence[str]) -> argparse.Namespace:
 def main() -> int:
     options = arguments(sys.argv[1:])  # before torch is imported
 
-    from unetdiff.mask_outputs import find_images, read_truth, write_segmentation
+    from unetdiff.mask_outputs import LARGE, find_images, read_truth, write_rows, write_segmentation
     from unetdiff.progress import progress
     from unetdiff.runs import load_run
     from unetdiff.segmentation.metrics import MetricOptions, SegmentationMetrics
     from unetdiff.segmentation.predict import Inference
-    from unetdiff.segmenting import segment
+    from unetdiff.segmenting import segment, segment_rows
 
     with user_errors():
         if options.out.exists() and not options.out.is_dir():
@@ -63,6 +63,12 @@ def main() -> int:
         metrics = SegmentationMetrics(MetricOptions(class_names=encoding.class_names))
         for name, read in progress(desc="segmenting", unit="image", iterable=list(images.items())):
             image = read()
+            if image[..., 0].size >= LARGE:
+                if options.truth is not None:
+                    raise ValueError(f"{name} is too large for --truth, which holds images whole")
+                rows = segment_rows(runs, image, inference, passes=options.passes, seed=options.seed)
+                write_rows(options.out, name, image, rows, runs[0])
+                continue
             found = segment(runs, image, inference, passes=options.passes, seed=options.seed)
             truth = None if options.truth is None else read_truth(options.truth, name, encoding, found.labels.shape)
             write_segmentation(options.out, name, image, found, runs[0], truth)

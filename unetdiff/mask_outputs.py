@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -17,7 +17,13 @@ from unetdiff.data.masks import MaskEncoding, mask_suffix, write_mask
 from unetdiff.data.volumes import ARRAY_SUFFIXES, read_image, read_mask, stem_of
 from unetdiff.mask_figures import error_plane, image_plane, label_plane, map_picture, overlay, panels
 from unetdiff.runs import Run
-from unetdiff.segmenting import Segmentation
+from unetdiff.segmentation.uncertainty import Uncertainty
+from unetdiff.segmenting import MAPS, Segmentation, maps_of
+
+LARGE = 2**22
+"""Positions from which an image's results are written row by row, as .npy files, and never held whole."""
+
+PREVIEW = 1024  # positions of the longer side of a large image's pictures
 
 
 def find_images(path: Path, format: DataFormat) -> dict[str, Callable[[], np.ndarray]]:
@@ -31,8 +37,6 @@ def find_images(path: Path, format: DataFormat) -> dict[str, Callable[[], np.nda
     if not path.exists():
         raise ValueError(f"there is no {path}; expected an image or a folder of them")
     files = [path] if path.is_file() else list_files(path, ARRAY_SUFFIXES)
-    if not files:
-        raise ValueError(f"{path} holds no images; expected files that end in {', '.join(ARRAY_SUFFIXES)}")
     found: dict[str, Callable[[], np.ndarray]] = {}
     for file in files:
         name = stem_of(file)
@@ -82,3 +86,54 @@ def write_segmentation(
     most = math.log(len(found.probabilities))
     for map_name, values in found.maps.items():
         map_picture(values, f"{map_name.replace('_', ' ')} (nats)", most).save(folder / f"{name}_{map_name}.png")
+
+
+class RowFile:
+    """A .npy file that is filled row by row; no part of it stays in memory."""
+
+    def __init__(self, path: Path, shape: tuple[int, ...], dtype: Any, axis: int = 0) -> None:
+        self.path, self.axis = path, axis
+        np.lib.format.open_memmap(path, mode="w+", dtype=dtype, shape=shape)
+
+    def write(self, start: int, rows: np.ndarray) -> None:
+        """Put rows in their place along the axis."""
+        place = (*[slice(None)] * self.axis, slice(start, start + rows.shape[self.axis]))
+        # Opened anew each time: the pages of a file that stays mapped would count as memory.
+        np.lib.format.open_memmap(self.path, mode="r+")[place] = rows
+
+    def preview(self, step: int) -> np.ndarray:
+        """Every so many positions of each axis of a file without other axes."""
+        held = np.lib.format.open_memmap(self.path, mode="r")
+        return np.array(held[tuple(slice(None, None, step) for _ in held.shape)])
+
+
+def write_rows(folder: Path, name: str, image: np.ndarray, rows: Iterator[tuple[int, Uncertainty]], run: Run) -> None:
+    """As `write_segmentation`, for an image whose results are not held whole: .npy files, and small pictures.
+
+    `NAME.npy` is the mask in the form of the training masks, `NAME_probabilities.npy` (K, *space) and a file per map of
+    uncertainty are float16.
+    """
+    encoding, format, space = run.masks, run.format, image.shape[:-1]
+    form = (*space, encoding.channels) if encoding.channels else space
+    masks = RowFile(folder / f"{name}.npy", form, encoding.dtype)
+    shape = (encoding.num_classes, *space)
+    probabilities = RowFile(folder / f"{name}_probabilities.npy", shape, np.float16, axis=1)
+    maps = {entry: RowFile(folder / f"{name}_{entry}.npy", space, np.float16) for entry in MAPS}
+    step = -(-max(space) // PREVIEW)
+    shown: list[np.ndarray] = []
+    for start, part in rows:
+        found = part.probabilities[0]
+        labels = found.argmax(0).numpy()
+        masks.write(start, encoding.decode(labels))
+        probabilities.write(start, found.numpy())
+        for entry, values in maps_of(part).items():
+            maps[entry].write(start, values.numpy())
+        rest = tuple(slice(None, None, step) for _ in space[1:])
+        shown.append(labels[(slice((-start) % step, None, step), *rest)])
+    small = np.array(image[tuple(slice(None, None, step) for _ in space)])
+    Image.fromarray(overlay(small, np.concatenate(shown), format, encoding.colours())).save(
+        folder / f"{name}_overlay.png"
+    )
+    most = math.log(encoding.num_classes)
+    for entry, file in maps.items():
+        map_picture(file.preview(step), f"{entry.replace('_', ' ')} (nats)", most).save(folder / f"{name}_{entry}.png")

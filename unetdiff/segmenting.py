@@ -65,7 +65,7 @@ def segment(
     """
     parts = list(segment_rows(runs, image, inference, passes=passes, seed=seed))
     probabilities = torch.cat([part.probabilities[0] for _, part in parts], dim=1)
-    maps = {name: torch.cat([_maps(part)[name] for _, part in parts]).numpy() for name in MAPS}
+    maps = {name: torch.cat([maps_of(part)[name] for _, part in parts]).numpy() for name in MAPS}
     return Segmentation(probabilities.argmax(0).numpy(), probabilities.numpy(), maps)
 
 
@@ -122,7 +122,8 @@ def _with_dropout(predict: Predict, network: nn.Module, seed: int) -> Predict:
     return dropped
 
 
-def _maps(part: Uncertainty) -> dict[str, Tensor]:
+def maps_of(part: Uncertainty) -> dict[str, Tensor]:
+    """The maps of an image of a batch of 1, by the names of MAPS."""
     return dict(zip(MAPS, (part.total[0], part.expected[0], part.mutual_information[0]), strict=True))
 
 

@@ -1,0 +1,57 @@
+"""Results of large images, written row by row: the same as those that are held whole."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from torch.testing import assert_close
+
+from tests.networks import redraw
+from unetdiff import UNet
+from unetdiff.data.formats import DataFormat
+from unetdiff.data.masks import MaskEncoding
+from unetdiff.mask_outputs import MAPS, find_images, read_truth, write_rows
+from unetdiff.runs import Companions, Run
+from unetdiff.segmentation.predict import Inference
+from unetdiff.segmenting import segment, segment_rows
+
+COLOURS = ((0, 0, 0), (255, 0, 0), (0, 0, 255))
+
+
+@pytest.fixture
+def run() -> Run:
+    unet = redraw(UNet(channels=[4, 8], blocks=1, in_channels=1, out_channels=3, time_embedding="none", middle=False))
+    format = DataFormat(dims=2, channels=1, dtype="uint8", low=0, high=255)
+    masks = MaskEncoding(kind="colours", values=COLOURS, class_names=("a", "b", "c"))
+    return Run(unet.eval(), Companions(format, masks=masks), Path("somewhere"))
+
+
+def test_rows_are_the_whole(run: Run, tmp_path: Path) -> None:
+    image = np.random.default_rng(0).integers(0, 256, (101, 67, 1), dtype=np.uint8)
+    inference = Inference(tile=32, overlap=0.5)
+    whole = segment([run, run], image, inference)
+    write_rows(tmp_path, "x", image, segment_rows([run, run], image, inference), run)
+    assert (np.load(tmp_path / "x.npy") == run.masks.decode(whole.labels)).all()
+    held = torch.from_numpy(np.load(tmp_path / "x_probabilities.npy").astype(np.float32))
+    assert_close(held, torch.from_numpy(whole.probabilities), rtol=0, atol=1e-3)
+    for name in MAPS:
+        assert_close(np.load(tmp_path / f"x_{name}.npy").astype(np.float32), whole.maps[name], rtol=0, atol=2e-3)
+        assert (tmp_path / f"x_{name}.png").is_file()
+    assert Image.open(tmp_path / "x_overlay.png").size == (67, 101)
+
+
+def test_images_are_found_by_name_and_mistakes_are_named(run: Run, tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="there is no"):
+        find_images(tmp_path / "none", run.format)
+    with pytest.raises(ValueError, match="holds no files"):
+        find_images(tmp_path, run.format)
+    Image.fromarray(np.zeros((3, 4), np.uint8)).save(tmp_path / "a.png")
+    np.save(tmp_path / "a.npy", np.zeros((3, 4), np.uint8))
+    with pytest.raises(ValueError, match="two files called a"):
+        find_images(tmp_path, run.format)
+    with pytest.raises(ValueError, match="has no mask called b"):
+        read_truth(tmp_path, "b", run.masks, (3, 4))
