@@ -37,7 +37,7 @@ of noise. This page is the measurement. Every number on it is generated:
     python benchmarks/norm_study.py {config} --report
 
 from the results in `{folder}`, one file per network. How to set a placement is in
-[placement.md](placement.md).
+[placement.md](placement.md); what skip connections are worth is measured in [skips.md](skips.md).
 
 ## How it is measured
 
