@@ -129,7 +129,7 @@ def write_rows(folder: Path, name: str, image: np.ndarray, rows: Iterator[tuple[
         for entry, values in maps_of(part).items():
             maps[entry].write(start, values.numpy())
         rest = tuple(slice(None, None, step) for _ in space[1:])
-        shown.append(labels[(slice((-start) % step, None, step), *rest)])
+        shown.append(labels[(slice((-start) % step, None, step), *rest)].copy())  # a view would keep all of them
     small = np.array(image[tuple(slice(None, None, step) for _ in space)])
     Image.fromarray(overlay(small, np.concatenate(shown), format, encoding.colours())).save(
         folder / f"{name}_overlay.png"
