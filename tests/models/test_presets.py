@@ -13,27 +13,18 @@ from torch import nn
 from torch.export import Dim, export
 from torch.testing import assert_close
 
+from benchmarks.networks import CONFIGURATIONS
 from tests.networks import redraw
 from unetdiff import UNet
 from unetdiff.nn.layers import SeparableConv
 from unetdiff.nn.transformer import TransformerLayer
 from unetdiff.presets import PRESETS, preset
 
-# He et al. 2016, ResNet-18: what the preset `pretrained` finds on the hub.
-RESNET18: dict[str, Any] = {
-    "model_type": "resnet",
-    "embedding_size": 64,
-    "hidden_sizes": [64, 128, 256, 512],
-    "depths": [2, 2, 2, 2],
-    "layer_type": "basic",
-    "out_features": ["stage1", "stage2", "stage3", "stage4"],
-}
-
 
 def meta(name: str, **overrides: Any) -> UNet:
     """A preset without storage."""
     if name == "pretrained":
-        overrides = {"backbone": {"config": RESNET18}, **overrides}
+        overrides = {"backbone": {"config": CONFIGURATIONS[preset(name)["backbone"]]}, **overrides}
     with torch.device("meta"):
         return UNet.from_preset(name, **overrides)
 

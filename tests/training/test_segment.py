@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -113,24 +114,22 @@ def test_learns_a_few_images_by_heart(tmp_path: Path) -> None:
     made = segmentation_trainer(config)
     made.fit()
     made.unet.eval()
-    arrays = made.task.shown.read([0]) if not len(made.task.held_out) else None
-    samples, labels = scenes("train")
     batch = next(made.batches(0))
     found = made.unet(batch["sample"]).sample.argmax(1)
     assert (found == batch["mask"]).float().mean() > 0.99
-    assert arrays is None
-    assert len(samples) == len(labels)
 
 
 @pytest.mark.parametrize("timestep", [None, 20])
 def test_starts_from_a_denoiser_and_says_what_it_took(timestep: int | None, tmp_path: Path, capsys) -> None:
     fit(tmp_path / "denoiser", data={"source": "digit_scenes"}, steps=2)
     body = {"init_from": str(tmp_path / "denoiser"), "timestep": timestep}
-    plain = {name: SegmentModelConfig().__getattribute__(name) for name in ("channels", "blocks", "middle")}
+    plain = {name: getattr(SegmentModelConfig(), name) for name in ("channels", "blocks", "middle")}
     fit_masks(tmp_path / "run", model={**plain, **body}, steps=1)
     said = capsys.readouterr().err
-    assert "tensors taken over; new: head.sample" in said
-    assert ("left behind: head.sample" in said) == (timestep is not None) or "embedding" in said
+    assert re.search(r"\d+ tensors taken over; new: \d of the head;", said)
+    left = said.split("left behind: ")[1]
+    assert "of the head" in left
+    assert ("embedding" in left) == (timestep is None)
     run, denoiser = load_run(tmp_path / "run"), load_run(tmp_path / "denoiser")
     assert run.unet.spec.channels == denoiser.unet.spec.channels
     assert (run.unet.embedding is None) == (timestep is None)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from dataclasses import dataclass, replace
 
 from unetdiff.models.unet import UNet
@@ -22,10 +23,9 @@ class TakenOver:
 
 
 def _some(names: tuple[str, ...]) -> str:
-    """Names by the parts of the network that they belong to."""
-    parts = dict.fromkeys(name.rsplit(".", 1)[0] for name in names)
-    shown = ", ".join(list(parts)[:4])
-    return f"{shown}{f' and {len(parts) - 4} more' if len(parts) > 4 else ''}" if parts else "nothing"
+    """How many names belong to each part of the network."""
+    parts = Counter(name.split(".")[0] for name in names)
+    return ", ".join(f"{count} of the {part}" for part, count in parts.items()) or "none"
 
 
 def body_spec(other: UNetSpec, *, out_channels: int, timed: bool) -> UNetSpec:

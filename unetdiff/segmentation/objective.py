@@ -60,10 +60,14 @@ class MaskObjective:
         return LOSSES[self.loss](self, logits.float(), labels, weight)
 
 
+def _class_weights(objective: MaskObjective, logits: Tensor) -> Tensor | None:
+    """(K,), beside the scores; None without."""
+    return None if objective.class_weights is None else logits.new_tensor(objective.class_weights)
+
+
 def cross_entropy(objective: MaskObjective, logits: Tensor, labels: Tensor, weight: Tensor | None) -> Tensor:
     """Weighted mean within each sample, (N,); the weights are those of classes times those of positions."""
-    given = objective.class_weights
-    classes = None if given is None else logits.new_tensor(given)
+    classes = _class_weights(objective, logits)
     losses = F.cross_entropy(
         logits, labels, classes, ignore_index=IGNORE, reduction="none", label_smoothing=objective.label_smoothing
     )
@@ -72,8 +76,7 @@ def cross_entropy(objective: MaskObjective, logits: Tensor, labels: Tensor, weig
 
 def focal(objective: MaskObjective, logits: Tensor, labels: Tensor, weight: Tensor | None) -> Tensor:
     """(1 - p)^gamma times the cross-entropy, where p is the probability of the true class."""
-    given = objective.class_weights
-    classes = None if given is None else logits.new_tensor(given)
+    classes = _class_weights(objective, logits)
     losses = F.cross_entropy(logits, labels, ignore_index=IGNORE, reduction="none")
     losses = (1 - (-losses).exp()) ** objective.gamma * losses
     if classes is not None:
