@@ -50,7 +50,8 @@ class Architecture:
             which the timestep conditions, read its features; `strides` must reach its strides.
         decoder_kind: `plain`, or `nested`: blocks at every level for every depth, which take all before them at their
             level and what is below them (UNet++, Zhou et al. 2018).
-        deep_supervision: an output for every depth of a nested decoder, so that it can be pruned once trained.
+        deep_supervision: in training, an output for every depth of a nested decoder, so that it can be pruned once
+            trained, or for every coarser level with blocks of a plain one (nnU-Net, Isensee et al. 2021).
         head_kernel: width of the output convolution, 3 or 1.
         blocks: residual blocks per encoder level: one number, or one per level.
         decoder_blocks: the same for the decoder, where 0 is a level without blocks; None: one more than the
@@ -182,8 +183,11 @@ class Architecture:
 
     def _check_sides(self, dims: int) -> None:
         """Whether encoder and decoder are made of parts that fit."""
-        if self.deep_supervision and self.decoder_kind != "nested":
-            raise ValueError("deep_supervision needs decoder_kind 'nested', which has an output for every depth")
+        below = [level.heads for level in self.levels("decoder", dims)[1:]]
+        if self.deep_supervision and self.decoder_kind == "plain" and not any(below):
+            raise ValueError("deep_supervision needs decoder_blocks at a level below the finest: there are none")
+        if self.deep_supervision and self.convolutions == "valid":
+            raise ValueError("deep_supervision compares levels position by position: expected convolutions 'same'")
         if self.decoder_kind == "nested":
             held = "decoder_kind 'nested'"
             *finer, coarsest = self.levels("decoder", dims)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from typing import Literal
 
 from unetdiff.architecture import TimeEmbedding
@@ -11,6 +11,20 @@ from unetdiff.data.mask_options import MaskDataConfig
 from unetdiff.run_config import NetworkConfig, RunConfig, parse_settings
 from unetdiff.segmentation.options import ClassWeights, LossName
 from unetdiff.typed import check_at_least, check_types
+
+MOST_WEIGHT = 10_000
+"""The largest border weight: they are kept in half precision."""
+
+WEIGHED: tuple[LossName, ...] = ("cross_entropy", "dice_cross_entropy", "focal")
+READ_BY: dict[str, tuple[LossName, ...]] = {
+    "class_weights": WEIGHED,
+    "border_weight": WEIGHED,
+    "label_smoothing": ("cross_entropy", "dice_cross_entropy"),
+    "gamma": ("focal",),
+    "alpha": ("tversky",),
+    "beta": ("tversky",),
+}
+"""The losses that read a setting."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -71,6 +85,18 @@ class ObjectiveConfig:
             raise ValueError(f"objective.label_smoothing is {self.label_smoothing}; expected 0 to below 1")
         if self.border_sigma <= 0:
             raise ValueError(f"objective.border_sigma is {self.border_sigma}; expected more than 0")
+        if self.border_weight > MOST_WEIGHT:
+            raise ValueError(f"objective.border_weight is {self.border_weight}; expected at most {MOST_WEIGHT}")
+        self._check_unused()
+
+    def _check_unused(self) -> None:
+        """A setting that the loss does not read is a mistake."""
+        plain = {entry.name: entry.default for entry in fields(self)}
+        for name, losses in READ_BY.items():
+            if self.loss not in losses and getattr(self, name) != plain[name]:
+                raise ValueError(
+                    f"objective.{name} acts in {', '.join(losses)}, not in {self.loss}: expected {plain[name]}"
+                )
 
 
 @dataclass(frozen=True, kw_only=True)

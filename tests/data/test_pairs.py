@@ -6,9 +6,11 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 
 from unetdiff.data import pairs as pairs_module
+from unetdiff.data import weights as weights_module
 from unetdiff.data.augment import crop_places
 from unetdiff.data.loader import training_loader
 from unetdiff.data.mask_options import MaskDataConfig, WarpConfig
@@ -422,6 +424,49 @@ def test_batches_are_the_same_with_workers_and_after_a_resume(tmp_path: Path, wo
         for rank in range(2)
     ]
     np.testing.assert_array_equal(np.concatenate([half["mask"].numpy() for half in halves]), expected["mask"].numpy())
+
+
+def counting(weigh, counts: list[int]):
+    """`weigh`, with a note of each call."""
+
+    def noted(labels: np.ndarray) -> np.ndarray:
+        counts.append(labels.size)
+        return weigh(labels)
+
+    return noted
+
+
+def weights_of(labels: np.ndarray) -> np.ndarray:
+    """A weight that the label implies, so that a crop shows whether both were cut and warped alike."""
+    return np.where(labels == IGNORE, 1.0, 2.0 + labels)
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+@pytest.mark.parametrize("limit", [2**30, 0], ids=["memory", "file"])
+def test_weights_are_computed_once_and_go_with_their_masks(tmp_path, workers: int, limit: int, monkeypatch):
+    monkeypatch.setattr(weights_module, "MEMORY_LIMIT", limit)
+    settings = {**SETTINGS, "size": [8, 14]}  # wider than the images
+    counts: list[int] = []
+    source = opened(write_folder(tmp_path), **settings).train.weighted(counting(weights_of, counts))
+    assert counts == [120] * 4
+    given = MaskDataConfig(source="folder", path=str(tmp_path), workers=workers, **settings)
+    stream = training_loader(source, given, batch_size=4, seed=3)
+    for _ in range(3):
+        batch = next(stream)
+        assert batch["weight"].dtype == torch.float32
+        assert (batch["mask"] == IGNORE).any()
+        np.testing.assert_array_equal(batch["weight"].numpy(), weights_of(batch["mask"].numpy()))
+    stream.close()
+    assert len(counts) == 4
+    assert "weight" not in source.read([0])
+
+
+def test_weights_change_nothing_else(tmp_path: Path):
+    source = opened(write_folder(tmp_path), **SETTINGS).train
+    arguments = (np.arange(4), np.arange(4), 0, MaskDataConfig(**SETTINGS))
+    plain, weighted = source.draw(*arguments), source.weighted(weights_of).draw(*arguments)
+    for name in ("sample", "mask"):
+        np.testing.assert_array_equal(plain[name], weighted[name])
 
 
 def test_data_too_large_for_memory_read_the_same(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):

@@ -97,7 +97,7 @@ def test_a_quarter_of_a_turn_by_coordinates_is_rot90():
     sample, mask = (part[0] for part in coordinates_batch((5, 5), 1))
     grid = np.stack(np.meshgrid(*[np.arange(5) - 2.0] * 2, indexing="ij"))
     coordinates = np.tensordot([[0, 1], [-1, 0]], grid, axes=1) + 2
-    turned, labels = resample(sample, mask, coordinates)
+    turned, labels = resample(sample, mask, coordinates=coordinates)
     np.testing.assert_allclose(turned, np.rot90(sample, 1))
     np.testing.assert_array_equal(labels, np.rot90(mask, 1))
 
@@ -232,7 +232,7 @@ def test_what_moves_into_a_crop_is_what_lies_beside_it_in_the_image(corner: tupl
     for position in range(8):
         found = warped_crop(window, (40, 50), crop, position, seed=0, settings=settings)
         coordinates = source_coordinates((20, 20), position, 0, settings) + np.array(corner).reshape(2, 1, 1)
-        expected = resample(sample, mask, coordinates, fill)
+        expected = resample(sample, mask, coordinates=coordinates, fill=fill)
         np.testing.assert_allclose(found[0], expected[0], atol=1e-4)
         np.testing.assert_array_equal(found[1], expected[1])
     assert min(read) < mask.size
@@ -243,3 +243,24 @@ def test_reach_covers_reflections_but_no_more():
     assert reach(np.array([[-4.5, 2]]), (10,)) == (slice(0, 6),)  # -4.5 is reflected to 4.5
     assert reach(np.array([[8.5, 12]]), (10,)) == (slice(6, 10),)  # 12 is reflected to 6
     assert reach(np.array([[-50, 2.0]]), (10,)) == (slice(0, 10),)
+
+
+@pytest.mark.parametrize("space", [(40,), (16, 16), (8, 12, 12)])
+@pytest.mark.parametrize("fill", ["reflect", "ignore"])
+def test_weights_stay_with_their_labels(space: tuple[int, ...], fill):
+    """Every position has a weight of its own, which says where its label must have come from."""
+    samples, masks = coordinates_batch(space, 6)
+    turning = {} if len(space) == 1 else {"rotation": 30.0, "quarter_turns": "plane"}
+    settings = WarpConfig(**turning, flips=[0], scale=0.3, elastic=1.5, fill=fill)
+    weights = (masks[0] + 2).astype(np.float32)
+    whole = tuple(slice(0, side) for side in space)
+    moved = set()
+    for position in range(6):
+        _, labels, found = warped_crop(
+            lambda window: (samples[0][window], masks[0][window], weights[window]),
+            space, whole, position, seed=0, settings=settings,
+        )  # fmt: skip
+        np.testing.assert_array_equal(found, np.where(labels == IGNORE, 1, labels + 2))
+        assert found.dtype == np.float32
+        moved.add(found.tobytes())
+    assert len(moved) == 6

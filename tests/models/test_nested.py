@@ -119,7 +119,15 @@ def test_deep_outputs_are_made_in_training_only() -> None:
     output = unet.train()(**call)
     assert [list(heads) for heads in output.deep] == [["noise", "mask"]]
     assert len(every_output(output)) == 4
-    assert [type(entry) for entry in unet(**call, return_dict=False)] == [torch.Tensor, dict, list]
+    assert [type(entry) for entry in unet(**call, return_dict=False)] == [torch.Tensor, dict, list, list]
+
+
+def test_every_depth_counts_the_same() -> None:
+    """Zhou et al. 2018, section 3.2: the losses of all depths are averaged."""
+    unet = redraw(plus_plus(2)).train()
+    output = unet(torch.randn(1, 2, 32, 32))
+    every = [output.sample, *(heads["sample"] for heads in output.deep)]
+    assert_close(output.supervise(torch.Tensor.mean), torch.stack([one.mean() for one in every]).mean())
 
 
 @pytest.mark.parametrize("depth", [1, 2, 3, 4])
@@ -150,7 +158,8 @@ def test_pruning_leaves_the_middle_behind_and_cuts_lists(tmp_path) -> None:
 @pytest.mark.parametrize(
     ("settings", "depth", "expected"),
     [
-        ({"deep_supervision": False}, 1, "needs a network with deep_supervision"),
+        ({"deep_supervision": False}, 1, "needs decoder_kind 'nested' and deep_supervision"),
+        ({"decoder_kind": "plain"}, 1, "needs decoder_kind 'nested' and deep_supervision"),
         ({}, 0, "depth is 0; expected 1 to 4"),
         ({}, 5, "depth is 5; expected 1 to 4"),
         ({}, 1.5, "depth is 1.5; expected 1 to 4"),
@@ -164,7 +173,6 @@ def test_what_cannot_be_pruned_is_refused(settings: dict[str, Any], depth: Any, 
 @pytest.mark.parametrize(
     ("settings", "expected"),
     [
-        ({"decoder_kind": "plain"}, "deep_supervision needs decoder_kind 'nested'"),
         ({"decoder_blocks": 1}, "decoder_blocks that end in 0"),
         ({"decoder_blocks": [1, 0, 1, 1, 0]}, "a block at each but the coarsest"),
         ({"channels": [8]}, "at least two levels"),

@@ -7,11 +7,12 @@ from typing import Any
 
 import pytest
 import torch
+from monai.losses.ds_loss import DeepSupervisionLoss
 from monai.networks.nets import DynUNet
 from torch import Tensor, nn
 from torch.testing import assert_close
 
-from tests.networks import redraw
+from tests.networks import every_output, inputs, network, redraw
 from unetdiff import UNet
 from unetdiff.models.interop.weights import Weight, layer, translate
 
@@ -34,7 +35,7 @@ def plain_unet(channels: list[int], strides: list[Any], dims: int, **settings: A
     return UNet(**PLAIN, channels=channels, strides=strides, dims=dims, decoder_blocks=decoder_blocks, **settings)
 
 
-def dyn_unet(channels: list[int], strides: list[Any], dims: int) -> DynUNet:
+def dyn_unet(channels: list[int], strides: list[Any], dims: int, deep_supervision: bool = False) -> DynUNet:
     """nnU-Net's network; its strides count a first one, of the input block."""
     return DynUNet(
         spatial_dims=dims,
@@ -47,6 +48,8 @@ def dyn_unet(channels: list[int], strides: list[Any], dims: int) -> DynUNet:
         norm_name=("INSTANCE", {"affine": True}),
         act_name=("leakyrelu", {"negative_slope": 0.01}),
         trans_bias=True,
+        deep_supervision=deep_supervision,
+        deep_supr_num=len(channels) - 2,
     )
 
 
@@ -82,7 +85,7 @@ class UNet2015(nn.Module):
 
 
 def nnunet_names(levels: int) -> list[Weight]:
-    """Tensors of ours and of `DynUNet`."""
+    """Tensors of ours and of `DynUNet`, without deep supervision."""
     weights = layer("head.sample.2", "output_block.conv.conv")
     down = ["input_block", *(f"downsamples.{index}" for index in range(levels - 2)), "bottleneck"]
     blocks = {f"encoder.level{level}_block0": name for level, name in enumerate(down)}
@@ -123,7 +126,8 @@ def compare(theirs: nn.Module, ours: UNet, weights: list[Weight], space: tuple[i
     redraw(theirs)
     ours.load_state_dict(translate(weights, dict(theirs.named_parameters())))
     x = torch.randn(2, 2, *space)
-    expected, actual = theirs(x), ours(x).sample
+    expected, actual = theirs(x), torch.stack(every_output(ours(x)), dim=1)
+    actual = actual if ours.config["deep_supervision"] else actual[:, 0]
     assert (actual - expected).norm() / expected.norm() <= 1e-5
     for output in (expected, actual):
         (output * torch.linspace(-1, 1, output.numel()).view_as(output)).sum().backward()
@@ -148,3 +152,68 @@ def test_unet2015_equals_its_composition(name: str) -> None:
     shape = (channels, strides, len(space))
     ours = plain_unet(*shape, norm="unet2015", activation="relu", downsample="max_pool")
     compare(UNet2015(*shape), ours, unet2015_names(len(channels)), space)
+
+
+@pytest.mark.parametrize("name", SHAPES)
+def test_deep_supervision_equals_dyn_unet(name: str) -> None:
+    """Every head, brought to full size as MONAI does, and the gradients of all of them."""
+    channels, strides, space = SHAPES[name]
+    shape = (channels, strides, len(space))
+    settings = {"norm": "nnunet", "activation": "leaky_relu", "downsample": "block", "deep_supervision": True}
+    ours, theirs = plain_unet(*shape, **settings).train(), dyn_unet(*shape, deep_supervision=True)
+    names = nnunet_names(len(channels))
+    for level in range(1, len(channels) - 1):
+        names += layer(f"head.sample@{level}.2", f"deep_supervision_heads.{level - 1}.conv.conv")
+    compare(theirs, ours, names, space)
+
+
+def test_losses_are_halved_with_each_level_as_in_monai() -> None:
+    """`DeepSupervisionLoss` has the weights of Isensee et al. 2021 without dividing by their sum."""
+    channels, strides, space = SHAPES["narrowing_plane"]
+    ours = redraw(plain_unet(channels, strides, 2, norm="nnunet", deep_supervision=True)).train()
+    output, target = ours(torch.randn(2, 2, *space)), torch.randn(2, 3, *space)
+    expected = DeepSupervisionLoss(nn.MSELoss(), weight_mode="exp")(every_output(output), target)
+    assert_close(output.weights, [4 / 7, 2 / 7, 1 / 7])
+    assert_close(output.supervise(lambda one: nn.functional.mse_loss(one, target)), expected / 1.75)
+
+
+def test_outputs_of_coarse_levels_are_made_in_training_only_and_of_full_size() -> None:
+    unet = network("supervised")
+    call = inputs(unet, size=(7, 11))
+    assert unet(**call).deep is None
+    assert_close(unet(**call).supervise(torch.Tensor.mean), unet(**call).sample.mean())
+    output = unet.train()(**call)
+    assert [{name: tuple(value.shape) for name, value in heads.items()} for heads in output.deep] == [
+        {"noise": (2, 2, 7, 11), "mask": (2, 3, 7, 11)}
+    ] * 2
+    noise = output.deep[1]["noise"]  # strides of 2 and 3: one value for six by six positions
+    assert_close(noise[..., :6, :6], noise[..., :1, :1].expand(-1, -1, 6, 6))
+    assert noise[..., 0, 6].ne(noise[..., 0, 5]).all()
+
+
+def test_the_plan_says_where_heads_read_and_what_they_repeat() -> None:
+    heads = network("supervised").layout.side("head")
+    rows = [(step.name, step.source, step.level, step.stride) for step in heads if step.name.startswith("mask")]
+    assert rows == [
+        ("mask", "decoder.level0_block1", 0, ()),
+        ("mask@1", "decoder.level1_block1", 1, (2, 2)),
+        ("mask@2", "decoder.level2_block1", 2, (6, 6)),
+    ]
+    assert "head 6x6 repeat" in str(network("supervised").plan)
+    assert [step.name for step in network("supervised_1d").layout.side("head")] == ["sample", "sample@1"]
+
+
+@pytest.mark.parametrize(
+    ("settings", "expected"),
+    [
+        ({"decoder_blocks": [1, 0, 0]}, "needs decoder_blocks at a level below the finest"),
+        ({"channels": [8]}, "needs decoder_blocks at a level below the finest"),
+        (
+            {"convolutions": "valid", "norm": "unet2015", "downsample": "max_pool"},
+            "expected convolutions 'same'",
+        ),
+    ],
+)
+def test_what_has_nothing_to_supervise_is_refused(settings: dict[str, Any], expected: str) -> None:
+    with pytest.raises(ValueError, match=expected):
+        UNet(**{"channels": [8, 8, 8], "deep_supervision": True, **settings})

@@ -147,6 +147,7 @@ def test_some_networks_erase_the_mean_and_some_do_not() -> None:
     erasing = {name for name, settings in EVERY.items() if "erases the mean of each" in describe(plan_of(settings))}
     assert erasing == {
         "nnunet",
+        "supervised_3d",
         "example_nnunet",
         "input_instance",
         "all_instance",

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import math
+import warnings
 
 import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
 from monai.losses import DiceCELoss, DiceLoss, FocalLoss, TverskyLoss
+from skimage.measure import label
 from torch import Tensor
 from torch.testing import assert_close
 
@@ -122,6 +124,9 @@ def test_position_weights_are_a_weighted_mean() -> None:
 
 def test_inverse_frequency() -> None:
     assert inverse_frequency(np.array([0.5, 0.25, 0.0, 0.25])) == pytest.approx((0.6, 1.2, 1.0, 1.2))
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert inverse_frequency(np.zeros(2, np.int64)) == (1.0, 1.0)
 
 
 def test_border_weights_by_hand() -> None:
@@ -140,6 +145,40 @@ def test_border_weights_need_two_objects_and_tell_touching_classes_apart() -> No
     weights = border_weights(touching)
     assert (weights[touching > 0] == 1).all()
     assert weights[0, 2] > weights[0, 0] > 1
+
+
+def border_weights_by_definition(labels: np.ndarray, w0: float, sigma: float) -> np.ndarray:
+    """Eq. 2 of Ronneberger et al. 2015 word by word: the distance to every object at every position."""
+    objects = np.asarray(label(np.where(labels == IGNORE, 0, labels), background=0))
+    places = np.stack(np.meshgrid(*map(np.arange, labels.shape), indexing="ij"), axis=-1).reshape(-1, labels.ndim)
+    distances = [
+        np.linalg.norm(places[:, None] - np.argwhere(objects == number)[None], axis=-1).min(1)
+        for number in range(1, objects.max() + 1)
+    ]
+    weights = np.ones(labels.size)
+    if len(distances) > 1:
+        first, second = np.sort(distances, axis=0)[:2]
+        free = labels.ravel() == 0
+        weights[free] += w0 * np.exp(-((first + second) ** 2) / (2 * sigma**2))[free]
+    return weights.reshape(labels.shape)
+
+
+@pytest.mark.parametrize("sigma", [2.0, 5.0])
+@pytest.mark.parametrize(("space", "grain"), [((300,), 4), ((60, 70), 6), ((14, 24, 30), 4)])
+def test_border_weights_are_those_of_their_definition(space: tuple[int, ...], grain: int, sigma: float) -> None:
+    """Objects of all forms, some at the border, some touching one of another class, some beside ignored positions."""
+    draw = np.random.default_rng(0)
+    coarse = draw.choice([0, 0, 0, 1, 2, IGNORE], [-(-side // grain) for side in space])
+    labels = np.kron(coarse, np.ones([grain] * len(space), int))[tuple(slice(0, side) for side in space)]
+    found, expected = border_weights(labels, sigma=sigma), border_weights_by_definition(labels, 10.0, sigma)
+    assert_close(torch.from_numpy(found), torch.from_numpy(expected).float(), rtol=0, atol=4e-6)
+    assert found.max() > 1.3
+
+
+@pytest.mark.parametrize("classes", [[0], [0, 1], [IGNORE], [1], [0, IGNORE]])
+def test_border_weights_of_fewer_than_two_objects_are_one(classes: list[int]) -> None:
+    labels = np.resize(np.repeat(classes, 4), 8).reshape(2, 4) if len(classes) > 1 else np.full((2, 4), classes[0])
+    assert (border_weights(labels) == 1).all()
 
 
 @pytest.mark.parametrize(

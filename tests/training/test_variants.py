@@ -20,6 +20,7 @@ STAGES = {"channels": [8, 8, 16, 16], "backbone": {"config": {**RESNET, "out_fea
 
 VARIANTS: dict[str, dict[str, Any]] = {
     "nested": NESTED,
+    "supervised": {"channels": [8, 8, 16], "deep_supervision": True},
     "transformer": {"transformer_layers": 1, "position_grid": 4, "dropout": 0.2},
     "separable": {"block_convolutions": "separable"},
     "frozen_backbone": STAGES,

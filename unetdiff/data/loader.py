@@ -23,8 +23,8 @@ if TYPE_CHECKING:
     from unetdiff.data.mask_options import MaskDataConfig
 
 Batch = dict[str, torch.Tensor]
-"""Keys: "sample" float32 (n, C, *space) in [-1, 1], "label" int64 (n,) or "mask" int64 (n, *space) if any,
-"position" int64 (n,)."""
+"""Keys: "sample" float32 (n, C, *space) in [-1, 1], "label" int64 (n,) or "mask" int64 (n, *space) if any, "weight"
+float32 (n, *space) of its positions if any, "position" int64 (n,)."""
 
 GRACE_SECONDS = 30
 """How long a worker outlives SIGTERM."""
@@ -47,7 +47,7 @@ class Drawn(Protocol):
 
 def to_tensors(format: DataFormat, arrays: dict[str, np.ndarray], positions: np.ndarray) -> Batch:
     """What a source's `read` or `draw` returned as network input."""
-    others = {name: torch.from_numpy(arrays[name]) for name in ("label", "mask") if name in arrays}
+    others = {name: torch.from_numpy(arrays[name]) for name in ("label", "mask", "weight") if name in arrays}
     return {"sample": format.encode(arrays["sample"]), "position": torch.from_numpy(positions), **others}
 
 

@@ -23,7 +23,8 @@ from unetdiff.data.pair_splits import split_pairs
 from unetdiff.data.sources import MEMORY_LIMIT, target_size
 from unetdiff.data.splits import SPLIT_NAMES
 from unetdiff.data.volumes import RawMask
-from unetdiff.data.warp import Window, change_values, warped_crop
+from unetdiff.data.warp import Arrays, Window, change_values, warped_crop
+from unetdiff.data.weights import position_weights
 from unetdiff.segmentation.options import IGNORE
 
 KEPT_POSITIONS = 1000
@@ -40,6 +41,7 @@ class PairSource:
         format: what images look like; its `size` is None, since whole images differ.
         encoding: how masks are written.
         size: what `read` cuts from each; None keeps images whole.
+        weights: of every position of each image, (*space) float16, which `draw` cuts with it; None: none.
     """
 
     pairs: list[Pair]
@@ -47,6 +49,7 @@ class PairSource:
     format: DataFormat
     encoding: MaskEncoding
     size: tuple[int, ...] | None = None
+    weights: list[np.ndarray] | None = field(default=None, repr=False, compare=False)
     _positions: dict[tuple[int, int], np.ndarray] = field(default_factory=dict, repr=False, compare=False)
 
     def __len__(self) -> int:
@@ -98,7 +101,8 @@ class PairSource:
         """
         where = [None] * len(indices) if places is None else places
         parts = [
-            self._window(int(index), self._crop(int(index), place)) for index, place in zip(indices, where, strict=True)
+            self._window(int(index), self._crop(int(index), place))[:2]
+            for index, place in zip(indices, where, strict=True)
         ]
         shapes = {mask.shape for _, mask in parts}
         if len(shapes) > 1:
@@ -114,14 +118,28 @@ class PairSource:
         space = self._space(index)
         return crop_window(space, space if self.size is None else self.size, place)
 
-    def _window(self, index: int, window: Window) -> tuple[np.ndarray, np.ndarray]:
-        """A part of an image and its labels, read from the file where that can be done by parts."""
+    def weighted(self, weigh: Callable[[np.ndarray], np.ndarray]) -> PairSource:
+        """The same images with weights for their positions, computed here and now; see `position_weights`.
+
+        Args:
+            weigh: the weights (*space) of whole labels (*space).
+
+        Raises:
+            ValueError: a mask cannot be read.
+        """
+        return replace(self, weights=position_weights(self._whole_labels, self.spaces, weigh))
+
+    def _window(self, index: int, window: Window) -> Arrays:
+        """A part of an image, its labels and weights, read from the file where that can be done by parts."""
         image, mask = self.load(index)
+        weights = () if self.weights is None else (self.weights[index],)
         space = self._space(index)
-        if space != self.spaces[index]:
-            image, labels = pad_to(image, self._labels(index, mask), space)
-            return image[window], labels[window]
-        return image[window], self._labels(index, mask[window])
+        if space == self.spaces[index]:
+            parts = image[window], self._labels(index, mask[window]), *(each[window] for each in weights)
+        else:
+            whole = pad_to(space, image, self._labels(index, mask), *weights)
+            parts = tuple(part[window] for part in whole)
+        return *parts[:2], *(each.astype(np.float32) for each in parts[2:])
 
     def _labels(self, index: int, mask: np.ndarray) -> np.ndarray:
         try:
@@ -129,10 +147,13 @@ class PairSource:
         except ValueError as error:
             raise ValueError(f"{self.pairs[index].mask_name} {error}.") from error
 
+    def _whole_labels(self, index: int) -> np.ndarray:
+        return self._labels(index, self.load(index)[1])
+
     def class_positions(self, index: int, label: int) -> np.ndarray:
         """Up to `KEPT_POSITIONS` positions of a class in an image, always the same: int64 (m, dims), m may be 0."""
         if (index, label) not in self._positions:
-            labels = self._labels(index, self.load(index)[1])
+            labels = self._whole_labels(index)
             flat = np.flatnonzero(labels == label)
             if len(flat) > KEPT_POSITIONS:
                 flat = flat[keys(label, "class positions", np.arange(KEPT_POSITIONS)) % len(flat)]
@@ -171,7 +192,11 @@ class PairSource:
         return places
 
     def draw(self, indices: np.ndarray, positions: np.ndarray, seed: int, settings: MaskDataConfig) -> dict[str, Any]:
-        """A training batch: cut and changed, a function of indices, positions and seed alone; see `read`."""
+        """A training batch: cut and changed, a function of indices, positions and seed alone.
+
+        Returns:
+            What `read` does; and "weight" float32 (n, *size), where positions have weights.
+        """
         wanted = class_numbers(settings.crop_classes, self.encoding)
         places = self.places(indices, positions, seed, wanted, settings.crop_probability)
         parts = [
@@ -185,9 +210,9 @@ class PairSource:
             )
             for index, place, position in zip(indices.tolist(), places, positions.tolist(), strict=True)
         ]
-        samples, masks = (np.stack(arrays) for arrays in zip(*parts, strict=True))
-        samples = change_values(samples, positions, seed, settings.augment, self.format.low, self.format.high)
-        return {"sample": samples, "mask": masks}
+        stacks = [np.stack(arrays) for arrays in zip(*parts, strict=True)]
+        stacks[0] = change_values(stacks[0], positions, seed, settings.augment, self.format.low, self.format.high)
+        return dict(zip(("sample", "mask", "weight"), stacks, strict=False))
 
 
 def place_around(at: np.ndarray, space: tuple[int, ...], size: tuple[int, ...], draw: np.ndarray) -> np.ndarray:
@@ -205,13 +230,12 @@ def place_around(at: np.ndarray, space: tuple[int, ...], size: tuple[int, ...], 
     return (offset + 0.5) / (room + 1)
 
 
-def pad_to(image: np.ndarray, labels: np.ndarray, size: tuple[int, ...]) -> tuple[np.ndarray, np.ndarray]:
-    """Continues an image by reflection and its labels by `IGNORE`, as much at either end, to at least `size`."""
+def pad_to(size: tuple[int, ...], image: np.ndarray, labels: np.ndarray, *weights: np.ndarray) -> Arrays:
+    """Continues an image by reflection, its labels by `IGNORE` and weights by 1, alike at both ends, to `size`."""
     missing = [max(want - have, 0) for want, have in zip(size, labels.shape, strict=True)]
-    if not any(missing):
-        return image, labels
     ends = [(count // 2, count - count // 2) for count in missing]
-    return np.pad(image, [*ends, (0, 0)], mode="reflect"), np.pad(labels, ends, constant_values=IGNORE)
+    image, labels = np.pad(image, [*ends, (0, 0)], mode="reflect"), np.pad(labels, ends, constant_values=IGNORE)
+    return image, labels, *(np.pad(each, ends, constant_values=1) for each in weights)
 
 
 def class_numbers(classes: Sequence[int | str], encoding: MaskEncoding) -> list[int]:

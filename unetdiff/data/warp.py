@@ -1,6 +1,7 @@
 """Random changes of images and masks together; each sample's are a function of its position in the run alone.
 
-Images are interpolated linearly and reflected outside of their borders; masks take the nearest position.
+Images are interpolated linearly and reflected outside of their borders; masks take the nearest position, and weights
+that of their mask, so that every label keeps its own.
 """
 
 from __future__ import annotations
@@ -15,8 +16,8 @@ from unetdiff.data.mask_options import WarpConfig
 from unetdiff.data.order import key, keys, uniforms
 from unetdiff.segmentation.options import IGNORE
 
-Arrays = tuple[np.ndarray, np.ndarray]
-"""One sample (*space, C) and its mask (*space)."""
+Arrays = tuple[np.ndarray, ...]
+"""One sample (*space, C), its mask (*space) and, where there are any, the weights of its positions (*space)."""
 
 Window = tuple[slice, ...]
 """A part of an image, along each of its axes."""
@@ -34,7 +35,7 @@ def warped_crop(
     """One crop with everything done that moves positions; what is around it in the image moves in.
 
     Args:
-        read: gives any window of an image (*space, C) and of its mask.
+        read: gives any window of an image (*space, C), of its mask and, where there are any, of its weights.
         space: spatial shape of the image.
         crop: where the crop lies.
         position: in the run; the same one gives the same result in any worker.
@@ -42,7 +43,7 @@ def warped_crop(
         settings: which changes, and how strong.
 
     Returns:
-        sample (*size, C), float32 where it is interpolated and as read otherwise; and mask, int64 (*size).
+        sample (*size, C), float32 where it is interpolated and as read otherwise; mask, int64 (*size); weights as read.
 
     Raises:
         ValueError: quarter turns of a crop with unequal sides.
@@ -51,11 +52,10 @@ def warped_crop(
         size = tuple(part.stop - part.start for part in crop)
         coordinates = source_coordinates(size, position, seed, settings) + _corner(crop)
         window = reach(coordinates, space)
-        pair = resample(*read(window), coordinates - _corner(window), settings.fill)
+        parts = resample(*read(window), coordinates=coordinates - _corner(window), fill=settings.fill)
     else:
-        pair = read(crop)
-    pair = _flip(*pair, position, seed, settings.flips)
-    return _turn(*pair, position, seed, settings.quarter_turns)
+        parts = read(crop)
+    return _turn(_flip(parts, position, seed, settings.flips), position, seed, settings.quarter_turns)
 
 
 def _corner(window: Window) -> np.ndarray:
@@ -76,24 +76,25 @@ def reach(coordinates: np.ndarray, space: tuple[int, ...]) -> Window:
     return tuple(window)
 
 
-def _flip(sample: np.ndarray, mask: np.ndarray, position: int, seed: int, flips: list[int]) -> Arrays:
+def _flip(parts: Arrays, position: int, seed: int, flips: list[int]) -> Arrays:
     axes = tuple(axis for axis in flips if key(seed, f"flip {axis}", position) % 2)
-    return np.flip(sample, axes), np.flip(mask, axes)
+    return tuple(np.flip(part, axes) for part in parts)
 
 
-def _turn(sample: np.ndarray, mask: np.ndarray, position: int, seed: int, turns: str) -> Arrays:
+def _turn(parts: Arrays, position: int, seed: int, turns: str) -> Arrays:
     """0 to 3 quarter turns, one after the other in each of the planes."""
-    dims = mask.ndim
+    sides = parts[1].shape
+    dims = len(sides)
     planes = {"none": [], "plane": [(dims - 2, dims - 1)], "all": list(combinations(range(dims), 2))}[turns]
     for plane in planes:
-        if mask.shape[plane[0]] != mask.shape[plane[1]]:
+        if sides[plane[0]] != sides[plane[1]]:
             raise ValueError(
-                f"data.augment.quarter_turns is {turns} and crops are {list(mask.shape)}; expected equal sides along "
+                f"data.augment.quarter_turns is {turns} and crops are {list(sides)}; expected equal sides along "
                 f"axes {plane[0]} and {plane[1]}."
             )
         count = key(seed, f"quarter turns {plane}", position) % 4
-        sample, mask = np.rot90(sample, count, plane), np.rot90(mask, count, plane)
-    return sample, mask
+        parts = tuple(np.rot90(part, count, plane) for part in parts)
+    return parts
 
 
 def source_coordinates(shape: tuple[int, ...], position: int, seed: int, settings: WarpConfig) -> np.ndarray:
@@ -160,16 +161,18 @@ def _spline(points: int, side: int) -> np.ndarray:
     return np.stack(columns, axis=-1)
 
 
-def resample(sample: np.ndarray, mask: np.ndarray, coordinates: np.ndarray, fill: str = "reflect") -> Arrays:
-    """An image and a mask at other positions: linear, and nearest.
+def resample(
+    sample: np.ndarray, mask: np.ndarray, *weights: np.ndarray, coordinates: np.ndarray, fill: str = "reflect"
+) -> Arrays:
+    """An image and a mask, and weights, at other positions: linear, and nearest.
 
     Args:
-        sample: (*space, C). mask: (*space).
+        sample: (*space, C). mask: (*space). weights: (*space).
         coordinates: (dims, *shape), in pixels; see `source_coordinates`.
         fill: `reflect` or `ignore`, of the mask outside of its borders; the image is reflected.
 
     Returns:
-        sample float32 (*shape, C) and mask int64 (*shape).
+        sample float32 (*shape, C), mask int64 (*shape), and weights (*shape), 1 where the mask is continued by IGNORE.
     """
     from scipy.ndimage import map_coordinates
 
@@ -180,7 +183,8 @@ def resample(sample: np.ndarray, mask: np.ndarray, coordinates: np.ndarray, fill
     nearest = np.rint(coordinates)  # before the border is looked at, so that it is where the outermost pixels end
     outside = {"reflect": "mirror", "ignore": "constant"}[fill]
     labels = map_coordinates(mask, nearest, np.int64, order=0, mode=outside, cval=IGNORE)
-    return np.stack(channels, axis=-1), labels
+    theirs = [map_coordinates(each, nearest, np.float32, order=0, mode=outside, cval=1) for each in weights]
+    return np.stack(channels, axis=-1), labels, *theirs
 
 
 def change_values(

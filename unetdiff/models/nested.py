@@ -8,15 +8,10 @@ from unetdiff.models.step import Step, joining, step_up
 from unetdiff.spec import LevelSpec, UNetSpec
 
 
-def depth_name(name: str, depth: int) -> str:
-    """What an output is called that ends the U of so many steps down."""
-    return f"{name}@{depth}"  # no word, so that no output of the network can be called so
-
-
 def nested_decoder(
     spec: UNetSpec, levels: Sequence[LevelSpec], encoder: Sequence[Step], middle: Sequence[Step]
-) -> tuple[list[Step], list[Step]]:
-    """The steps column by column, each coarse to fine; then its outputs, that of the deepest U first.
+) -> tuple[list[Step], dict[int, Step]]:
+    """The steps column by column, each coarse to fine; then its outputs by depth, that of the deepest U first.
 
     X[i, 0] is the encoder's last feature of level i; X[i, j], the blocks of level i in column j, take
     X[i, 0 .. j - 1] as their skip and read X[i + 1, j - 1] brought up (Zhou et al. 2018, Eq. 1). Column j at the finest
@@ -32,8 +27,8 @@ def nested_decoder(
             steps.append(step_up(spec, name, number, below.out_channels, levels[number], source=below.key))
             steps += _node(spec, levels[number], number, column, steps[-1].out_channels, nodes[number])
             nodes[number].append(steps[-1])
-    outputs = nodes[0][:0:-1]
-    return steps, outputs if spec.deep_supervision else outputs[:1]
+    depths = range(len(levels) - 1, 0, -1)
+    return steps, {depth: nodes[0][depth] for depth in (depths if spec.deep_supervision else depths[:1])}
 
 
 def _node(

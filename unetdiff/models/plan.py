@@ -8,9 +8,9 @@ from dataclasses import dataclass, replace
 from itertools import count, pairwise
 from typing import Any
 
-from unetdiff.models.nested import depth_name, nested_decoder
+from unetdiff.models.nested import nested_decoder
 from unetdiff.models.pretrained import backbone_features, resolve
-from unetdiff.models.step import Side, Step, joining, step_up
+from unetdiff.models.step import Side, Step, head_name, joining, step_up
 from unetdiff.spec import LevelSpec, NormPlacement, UNetSpec
 
 
@@ -79,6 +79,13 @@ class Plan:
         return tuple(dict.fromkeys(step.source for step in self.side("head")))
 
     @property
+    def output_weights(self) -> tuple[float, ...]:
+        """What each output counts in a loss: half as much with every level down, 1 together (Isensee et al. 2021)."""
+        levels = {step.source: step.level for step in self.side("head")}
+        shares = [0.5**level for level in levels.values()]
+        return tuple(share / sum(shares) for share in shares)
+
+    @property
     def skips(self) -> dict[Step, tuple[Step, ...]]:
         """For each step of the decoder that takes saved outputs, the steps that saved them."""
         steps = {step.key: step for step in self.steps}
@@ -139,21 +146,18 @@ def _check_used(steps: Sequence[Step]) -> None:
             )
 
 
-def _heads(spec: UNetSpec, outputs: Sequence[Step]) -> list[Step]:
-    """The heads at every output of the decoder; behind the first, their names say how deep a network they end."""
-    return [
-        Step(
-            name if number == 0 else depth_name(name, len(outputs) - number),
-            "head",
-            "head",
-            0,
-            output.out_channels,
-            channels,
-            source=output.key,
-        )
-        for number, output in enumerate(outputs)
-        for name, channels in spec.outputs.items()
-    ]
+def _heads(spec: UNetSpec, outputs: Mapping[int, Step]) -> list[Step]:
+    """The heads at every output of the decoder; those of a coarser level repeat what they say up to full size."""
+    steps = []
+    for number, (mark, output) in enumerate(outputs.items()):
+        rows = spec.stride_tuples(spec.dims)[: output.level]
+        stride = tuple(map(math.prod, zip((1,) * spec.dims, *rows, strict=True)))
+        how: dict[str, Any] = {"stride": stride, "resampling": "repeat"} if output.level else {}
+        for name, channels in spec.outputs.items():
+            key = head_name(name, mark) if number else name
+            width = output.out_channels
+            steps.append(Step(key, "head", "head", output.level, width, channels, source=output.key, **how))
+    return steps
 
 
 def _encoder(spec: UNetSpec, levels: Sequence[LevelSpec], entries: Mapping[int, Sequence[Step]]) -> list[Step]:
@@ -203,11 +207,12 @@ def _middle(spec: UNetSpec) -> list[Step]:
 
 def plain_decoder(
     spec: UNetSpec, levels: Sequence[LevelSpec], encoder: Sequence[Step], middle: Sequence[Step]
-) -> tuple[list[Step], list[Step]]:
-    """The blocks of each level, coarse to fine, with a step up between levels.
+) -> tuple[list[Step], dict[int, Step]]:
+    """The blocks of each level, coarse to fine, with a step up between levels; then its outputs by level.
 
     A level's blocks take that level's saved features, the latest first; a shorter decoder takes the latest only,
-    and blocks beyond the last feature take none.
+    and blocks beyond the last feature take none. With deep supervision, every coarser level that has blocks has an
+    output behind its last one (Isensee et al. 2021).
     """
     width = spec.channels[-1]
     steps: list[Step] = []
@@ -221,10 +226,12 @@ def plain_decoder(
         if number:
             steps.append(step_up(spec, f"level{number}_up", number - 1, width, levels[number - 1]))
             width = steps[-1].out_channels
-    return steps, [[*encoder, *middle, *steps][-1]]
+    ends = {step.level: step for step in steps if step.kind == "block" and step.level and spec.deep_supervision}
+    return steps, {0: [*encoder, *middle, *steps][-1], **dict(reversed(ends.items()))}
 
 
-# The ways to build a decoder: (spec, its levels, encoder, middle) -> its steps, and those that heads read.
+# The ways to build a decoder: (spec, its levels, encoder, middle) -> its steps, and those that heads read, each by what
+# tells the names of its heads apart; the first is for the network's own output.
 DECODERS = {"plain": plain_decoder, "nested": nested_decoder}
 
 

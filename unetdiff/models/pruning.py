@@ -9,7 +9,7 @@ from typing import Any
 from torch import Tensor
 
 from unetdiff.levels import per_level
-from unetdiff.models.nested import depth_name
+from unetdiff.models.step import head_name
 from unetdiff.models.unet import UNet
 from unetdiff.spec import UNetSpec
 from unetdiff.typed import fits
@@ -35,8 +35,8 @@ def prune(unet: UNet, depth: int) -> UNet:
         ValueError: for a network without outputs for every depth, or a depth that it does not have.
     """
     spec, deepest = unet.spec, len(unet.spec.channels) - 1
-    if not spec.deep_supervision:
-        raise ValueError("prune needs a network with deep_supervision, which trained an output for every depth")
+    if not spec.deep_supervision or spec.decoder_kind != "nested":
+        raise ValueError("prune needs decoder_kind 'nested' and deep_supervision: an output of its own for every depth")
     if not fits(depth, int) or not 1 <= depth <= deepest:
         raise ValueError(f"depth is {depth}; expected 1 to {deepest}")
     if spec.backbone is not None and depth < deepest:
@@ -69,7 +69,7 @@ def _cut(spec: UNetSpec, depth: int) -> UNetSpec:
 
 def _renamed(weights: dict[str, Tensor], names: Sequence[str], depth: int) -> dict[str, Tensor]:
     """Weights in which the heads of this depth are the network's own."""
-    heads = {f"head.{depth_name(name, depth)}.": f"head.{name}." for name in names}
+    heads = {f"head.{head_name(name, depth)}.": f"head.{name}." for name in names}
     moved = {
         ours + key.removeprefix(theirs): value
         for theirs, ours in heads.items()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from dataclasses import dataclass, replace
+from typing import Any
 
 from unetdiff.models.unet import UNet
 from unetdiff.spec import UNetSpec
@@ -28,15 +29,16 @@ def _some(names: tuple[str, ...]) -> str:
     return ", ".join(f"{count} of the {part}" for part, count in parts.items()) or "none"
 
 
-def body_spec(other: UNetSpec, *, out_channels: int, timed: bool) -> UNetSpec:
+def body_spec(other: UNetSpec, *, out_channels: int, timed: bool, **own: Any) -> UNetSpec:
     """The settings of a network with the body of `other`, another number of outputs, and no classes.
 
-    timed: whether it is told a timestep; without, it has nothing that conditions it.
+    timed: whether it is told a timestep; without, it has nothing that conditions it. own: settings of its own, which
+    change no weight that is taken over.
     """
     embedding = other.time_embedding if timed else "none"
     bare = replace(other, num_classes=None, null_class=False, label_entry="embedding", divide_by_timestep=False,
                    time_embedding=embedding)  # fmt: skip
-    return replace(bare, heads=None, out_channels=out_channels, deep_supervision=False)
+    return replace(bare, **{"heads": None, "out_channels": out_channels, "deep_supervision": False, **own})
 
 
 def take_over(unet: UNet, other: UNet) -> TakenOver:

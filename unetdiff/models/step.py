@@ -64,6 +64,11 @@ class Step:
         return (self.side, self.kind, self.level, self.number) == ("encoder", "block", 0, 0)
 
 
+def head_name(name: str, mark: int) -> str:
+    """What a further head of an output is called; `mark` says where the decoder has it."""
+    return f"{name}@{mark}"  # no word, so that no output of the network can be called so
+
+
 def step_up(spec: UNetSpec, name: str, level: int, channels: int, finer: LevelSpec, source: str = "") -> Step:
     """The step of the decoder up to `level`, which `finer` describes."""
     after = finer.channels if spec.up_channels == "next" else channels

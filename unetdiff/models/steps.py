@@ -143,7 +143,7 @@ def _backbone(spec: UNetSpec, step: Step) -> nn.Module:
 
 
 def _head(spec: UNetSpec, step: Step) -> nn.Sequential:
-    """norm and activation, convolution: from the decoder's finest features (N, C, *space) to one output.
+    """norm and activation, convolution: from the decoder's features (N, C, *space) to one output of full size.
 
     Without a norm there is no activation either: what comes last in the decoder is read as it is.
     """
@@ -158,7 +158,9 @@ def _head(spec: UNetSpec, step: Step) -> nn.Sequential:
         zero_(out)
     norm = make_norm(step.in_channels, placement.out, spec.dims)
     activation = nn.Identity() if bare else make_activation(spec.activation, placement.weights)
-    return nn.Sequential(norm, activation, out)
+    widths = (step.out_channels, step.out_channels)
+    up = [UP[step.resampling](*widths, step.stride, spec.dims, weights)] if step.resampling else []
+    return nn.Sequential(norm, activation, out, *up)
 
 
 def _stem(spec: UNetSpec, step: Step) -> nn.Module:

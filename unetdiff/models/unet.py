@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, ClassVar
 
@@ -29,12 +29,22 @@ from unetdiff.typed import from_json
 class UNetOutput(BaseOutput):
     """What a `UNet` returns: `sample`, (N, C, *space), the first head's output; `heads`, every output by name.
 
-    deep: in training with `deep_supervision`, the outputs by name of every shallower U, the deepest first.
+    deep: in training with `deep_supervision`, further outputs by name, of the same size: of a nested decoder those of
+    every shallower U, the deepest first; of a plain one those of every coarser level, the finest first.
+    weights: beside `deep`, what `sample` and each of those count in a loss; they sum to 1.
     """
 
     sample: Tensor
     heads: dict[str, Tensor] = None  # pyright: ignore # never None: accelerate rebuilds outputs from one mapping
     deep: list[dict[str, Tensor]] = None  # pyright: ignore
+    weights: list[float] = None  # pyright: ignore
+
+    def supervise(self, loss: Callable[[Tensor], Tensor]) -> Tensor:
+        """The loss of `sample`; with `deep`, the weighted mean over it and the first output of each of those."""
+        if self.deep is None:
+            return loss(self.sample)
+        every = [self.sample, *(next(iter(heads.values())) for heads in self.deep)]
+        return torch.stack([weight * loss(one) for weight, one in zip(self.weights, every, strict=True)]).sum()
 
 
 class _Walk(nn.ModuleDict):
@@ -77,7 +87,7 @@ class Encoder(_Walk):
 
 
 class Decoder(_Walk):
-    """(features fine to coarse, embedding) -> [outputs], finest first: the middle, then the way up."""
+    """(features fine to coarse, embedding) -> [outputs], the network's own first: the middle, then the way up."""
 
     def __init__(self, spec: UNetSpec, plan: Plan):
         super().__init__(spec, (*plan.side("middle"), *plan.side("decoder")))
@@ -168,7 +178,8 @@ class UNet(ModelMixin, ConfigMixin):
             for x, keys in zip(decoded, self._head_keys if self.training else self._head_keys[:1], strict=False)
         ]
         heads, *deep = outputs
-        output = UNetOutput(next(iter(heads.values())), heads, deep or None)  # pyright: ignore
+        weights = list(self._plan.output_weights) if deep else None
+        output = UNetOutput(next(iter(heads.values())), heads, deep or None, weights)  # pyright: ignore
         return output if return_dict else output.to_tuple()
 
     def _finish(self, output: Tensor, size: Sequence[int], timestep: Any) -> Tensor:

@@ -6,6 +6,7 @@ loss of the whole. Positions with the label IGNORE take no part in any of them; 
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cache
@@ -17,6 +18,9 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from unetdiff.segmentation.options import IGNORE, LossName
+
+NEGLIGIBLE = 1e-6
+"""Of a border weight: float32 holds no less beside 1."""
 
 
 @dataclass(frozen=True)
@@ -153,13 +157,13 @@ def inverse_frequency(shares: np.ndarray) -> tuple[float, ...]:
     """Class weights 1 / share with a mean of 1 over the classes that occur; those that do not occur get 1.
 
     Args:
-        shares: (K,) of positions per class, of any total above 0.
+        shares: (K,) of positions per class, of any total.
     """
     shares = np.asarray(shares, dtype=np.float64)
     occurs = shares > 0
+    inverse = 1 / shares[occurs]
     weights = np.ones(len(shares))
-    weights[occurs] = 1 / shares[occurs]
-    weights[occurs] /= weights[occurs].mean()
+    weights[occurs] = inverse * len(inverse) / inverse.sum()
     return tuple(map(float, weights))
 
 
@@ -168,27 +172,26 @@ def border_weights(labels: np.ndarray, *, w0: float = 10.0, sigma: float = 5.0, 
 
     1 + w0 exp(-(d1 + d2)^2 / (2 sigma^2)) on the background, where d1 and d2 are the distances to the nearest and the
     second nearest object in positions; 1 elsewhere, and everywhere where there are fewer than two objects. Objects are
-    the connected regions of each class but the background.
+    the connected regions of each class but the background. What stays below 1e-6 counts as nothing, so that distances
+    are only measured around each object.
 
     Args:
-        labels: (*space) of one sample, in one to three dimensions.
+        labels: (*space) of a whole image, in one to three dimensions: objects that a crop cuts would look smaller.
 
     Returns:
         (*space) float32.
     """
-    from scipy.ndimage import distance_transform_edt
+    from scipy.ndimage import distance_transform_edt, find_objects
     from skimage.measure import label
 
     objects = np.asarray(label(np.where(labels == IGNORE, background, labels), background=background))
-    count = int(objects.max())
-    weights = np.ones(labels.shape, dtype=np.float32)
-    if count < 2:
-        return weights
-    nearest = np.full((2, *labels.shape), np.inf)
-    for number in range(1, count + 1):
-        distance = np.asarray(distance_transform_edt(objects != number))
-        nearest[1] = np.minimum(nearest[1], np.maximum(nearest[0], distance))
-        nearest[0] = np.minimum(nearest[0], distance)
-    free = labels == background
-    weights[free] += (w0 * np.exp(-(nearest.sum(0) ** 2) / (2 * sigma**2)))[free].astype(np.float32)
-    return weights
+    reach = math.ceil(sigma * math.sqrt(2 * math.log(max(w0 / NEGLIGIBLE, 1))))
+    nearest = np.full((2, *labels.shape), np.inf, dtype=np.float32)
+    for number, box in enumerate(find_objects(objects), start=1):
+        around = tuple(slice(max(along.start - reach, 0), along.stop + reach) for along in box)
+        distance = np.asarray(distance_transform_edt(objects[around] != number), dtype=np.float32)
+        first, second = nearest[(slice(None), *around)]
+        np.minimum(second, np.maximum(first, distance), out=second)
+        np.minimum(first, distance, out=first)
+    closeness = np.exp(-(nearest.sum(0) ** 2) / (2 * sigma**2))
+    return np.where(labels == background, 1 + w0 * closeness, 1).astype(np.float32)

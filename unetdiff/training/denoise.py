@@ -106,13 +106,11 @@ class DenoiseTask:
         return prepared
 
     def loss(self, network: nn.Module, batch: Batch) -> Tensor:
-        """The mean loss of a prepared batch, over all outputs of a network that is deeply supervised."""
+        """The mean loss of a prepared batch; of a deeply supervised network, every output predicts the same target."""
         x0, noise, timesteps = (batch[name] for name in ("sample", "noise", "timesteps"))
         x_t = self.objective.noisy(x0, noise, timesteps)
         output = network(x_t, timesteps, self._labels(batch))
-        predictions = [output.sample, *(next(iter(heads.values())) for heads in output.deep or [])]
-        losses = [self.objective.score(one, x0, x_t, noise, timesteps).loss.mean() for one in predictions]
-        return torch.stack(losses).mean()
+        return output.supervise(lambda one: self.objective.score(one, x0, x_t, noise, timesteps).loss.mean())
 
     def _labels(self, batch: Batch) -> Tensor | None:
         return batch.get("label") if self.spec.num_classes else None

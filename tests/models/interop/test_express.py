@@ -31,7 +31,7 @@ OTHER: dict[str, dict[str, Any]] = {
     "block_convolutions": {"block_convolutions": "separable"},
     "backbone": {"backbone": {"config": {"model_type": "resnet"}, "channels": [8], "strides": [4]}},
     "decoder_kind": {"decoder_kind": "nested"},
-    "deep_supervision": {"decoder_kind": "nested", "deep_supervision": True},
+    "deep_supervision": {"deep_supervision": True},
     "transformer_layers": {"transformer_layers": 1},
     "stem_channels": {"stem_channels": 4},
     "head_kernel": {"head_kernel": 1},
