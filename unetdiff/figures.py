@@ -227,7 +227,7 @@ def _tiles(panels: np.ndarray, titles: list[str], columns: int, scale: int, name
     count, per_sample, height, width = panels.shape[:4]
     width, height = width * scale, height * scale
     gap = SAMPLE_GAP if per_sample == 1 else VOLUME_GAP
-    font = _font()
+    font = text_font()
     left = gap if names.rows is None else 12 + math.ceil(max(font.getlength(name) for name in names.rows))
     top = LINE_HEIGHT if titles else gap
     above = LINE_HEIGHT if names.samples else 0
@@ -237,7 +237,7 @@ def _tiles(panels: np.ndarray, titles: list[str], columns: int, scale: int, name
     draw = ImageDraw.Draw(picture)
 
     def write(x: float, y: float, text: str, room: float, anchor: str = "mm") -> None:
-        draw.text((x, y), _shorten(text, room, font), fill=INK, font=font, anchor=anchor)
+        draw.text((x, y), shorten(text, room, font), fill=INK, font=font, anchor=anchor)
 
     for i, sample in enumerate(panels):
         x, y = left + i % columns * step_x, top + i // columns * step_y + above
@@ -253,14 +253,14 @@ def _tiles(panels: np.ndarray, titles: list[str], columns: int, scale: int, name
     return picture
 
 
-def _font() -> ImageFont.FreeTypeFont:
-    """The font of the plots, which comes with matplotlib."""
+def text_font(size: float = TEXT_SIZE) -> ImageFont.FreeTypeFont:
+    """The font of the plots, which comes with matplotlib; size: in pixels."""
     import matplotlib
 
-    return ImageFont.truetype(str(Path(matplotlib.get_data_path(), "fonts", "ttf", "DejaVuSans.ttf")), TEXT_SIZE)
+    return ImageFont.truetype(str(Path(matplotlib.get_data_path(), "fonts", "ttf", "DejaVuSans.ttf")), size)
 
 
-def _shorten(text: str, room: float, font: ImageFont.FreeTypeFont) -> str:
+def shorten(text: str, room: float, font: ImageFont.FreeTypeFont) -> str:
     """`text` cut to `room` pixels with an ellipsis; empty where not even one letter fits."""
     if font.getlength(text) <= room:
         return text
@@ -354,7 +354,7 @@ def _draw_names(axes: Axes, cells: _Cells, names: _Names) -> None:
     for row, name in enumerate(names.rows or ()):
         middle = -row - (0.97 + 0.03 + cells.top) / 2
         axes.annotate(name, (0, middle), (-40, 0), textcoords="offset points", ha="right", va="center")
-    font = _font()
+    font = text_font()
     for i, name in enumerate(names.samples or ()):
         place = (i % cells.columns + 0.02, -(i // cells.columns) - cells.top / 2 - 0.02)
-        axes.text(*place, _shorten(name, cells.width, font), va="center", fontsize=9)
+        axes.text(*place, shorten(name, cells.width, font), va="center", fontsize=9)

@@ -2,19 +2,36 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 import numpy as np
 from PIL import Image, ImageDraw
 
 from unetdiff.data.formats import DataFormat
-from unetdiff.figures import COLOURS, GROUND, INK, PAPER, SMALLEST_PICTURE, plot_style, to_display
+from unetdiff.figures import (
+    COLOURS,
+    GROUND,
+    INK,
+    PANEL,
+    PAPER,
+    SEQUENTIAL,
+    TEXT_SIZE,
+    plot_style,
+    shorten,
+    text_font,
+    to_display,
+)
 from unetdiff.segmentation.options import IGNORE
 
 TRACK_HEIGHT = 24  # pixels of a 1-D sample's picture
 OPACITY = 0.55  # of classes over an image
 VOID = (120, 120, 120)
-LINE = 18  # pixels of a caption
+LARGEST_PLANE = 512  # pixels of the longer side of an image's planes
+PAGE = 1120  # pixels: where pictures are this wide, captions have the size of a page's text
+MOST_ENLARGED = (1000, 1100)  # pixels: small panels are enlarged up to this width and height
+WIDE = 3  # times as wide as high: from here on, panels stand one below another
+GAP = 6  # pixels between panels
 
 
 def as_plane(array: np.ndarray, dims: int) -> np.ndarray:
@@ -45,27 +62,104 @@ def overlay(image: np.ndarray, labels: np.ndarray, format: DataFormat, colours: 
 
 def error_plane(labels: np.ndarray, truth: np.ndarray) -> np.ndarray:
     """Where a prediction is wrong, (H, W, 3) uint8: wrong positions coloured, right ones pale, ignored ones grey."""
-    wrong, right = (tuple(int(colour[i : i + 2], 16) for i in (1, 3, 5)) for colour in (COLOURS[1], PAPER))
+    wrong, right = (tuple(int(colour[i : i + 2], 16) for i in (1, 3, 5)) for colour in (COLOURS[1], PANEL))
     state = np.where(truth == IGNORE, 2, labels != truth)
     return np.array([right, wrong, VOID], dtype=np.uint8)[as_plane(state.astype(int), labels.ndim)]
 
 
+def entropy_plane(probabilities: np.ndarray) -> np.ndarray:
+    """The entropy of class probabilities (K, *space) from 0 to log K, in colours (H, W, 3) uint8."""
+    import matplotlib
+    from scipy.special import entr
+
+    share = entr(probabilities).sum(0) / math.log(len(probabilities))
+    table = matplotlib.colormaps[SEQUENTIAL](np.arange(256), bytes=True)[:, :3]
+    return table[np.rint(255 * as_plane(share, share.ndim).clip(0, 1)).astype(int)]
+
+
+def case_planes(
+    image: np.ndarray,
+    truth: np.ndarray,
+    probabilities: np.ndarray,
+    format: DataFormat,
+    colours: np.ndarray,
+    place: int | None = None,
+) -> list[np.ndarray]:
+    """What one image shows: itself, truth, prediction, error and entropy, (H, W, 3) uint8 each; see `case_captions`.
+
+    Args:
+        image: (*space, C) in the form of the data. truth: (*space). probabilities: (K, *space).
+        format: of the image. colours: (K, 3) uint8.
+        place: of a volume's slice; None: the middle one.
+
+    Returns:
+        planes with at most 512 positions along the longer side, larger ones averaged down.
+    """
+    if format.dims == 3:
+        one = slice(place := len(image) // 2 if place is None else place, place + 1)
+        image, truth, probabilities = image[one], truth[one], probabilities[:, one]
+    found = probabilities.argmax(0)
+    planes = [
+        image_plane(image, format),
+        label_plane(truth, colours),
+        label_plane(found, colours),
+        error_plane(found, truth),
+        entropy_plane(probabilities),
+    ]
+    return [_reduced(plane, keep_height=format.dims == 1) for plane in planes]
+
+
+def case_captions(classes: int) -> list[str]:
+    """Over each of `case_planes`, for so many classes; the entropy's with its scale."""
+    return ["image", "truth", "prediction", "error", f"entropy\n0 to {math.log(classes):.2f} nats"]
+
+
+def most_wrong_slice(found: np.ndarray, truth: np.ndarray) -> int:
+    """The slice of a volume's labels (D, H, W) with the most wrong positions; the middle one where none is wrong."""
+    wrong = ((found != truth) & (truth != IGNORE)).sum(axis=(1, 2))
+    return int(wrong.argmax()) if wrong.any() else len(wrong) // 2
+
+
+def _reduced(plane: np.ndarray, keep_height: bool) -> np.ndarray:
+    """A plane (H, W, 3) averaged down to `LARGEST_PLANE` along the longer side."""
+    height, width = plane.shape[:2]
+    share = min(1, LARGEST_PLANE / max(height, width))
+    size = (max(1, round(width * share)), height if keep_height else max(1, round(height * share)))
+    if size == (width, height):
+        return plane
+    return np.asarray(Image.fromarray(np.ascontiguousarray(plane)).resize(size, Image.Resampling.BOX))
+
+
 def panels(rows: Sequence[Sequence[np.ndarray]], captions: Sequence[str]) -> Image.Image:
-    """RGB planes (H, W, 3) as a table with a caption over each column; small ones are enlarged by whole factors."""
-    columns = len(captions)
+    """RGB planes (H, W, 3) as a table with a caption over each column; small ones are enlarged by whole factors.
+
+    Planes much wider than high stand one below another, each beside its caption. Captions may have two lines.
+    """
     height, width = (max(plane.shape[axis] for row in rows for plane in row) for axis in (0, 1))
-    scale = max(1, SMALLEST_PICTURE // (columns * width))
-    cell = (width * scale + 6, height * scale + 6)
-    picture = Image.new("RGB", (columns * cell[0] + 6, len(rows) * cell[1] + LINE + 6), PAPER)
+    stacked = width >= WIDE * height
+    across, down = (1, len(rows) * len(captions)) if stacked else (len(captions), len(rows))
+    scale = max(1, min(MOST_ENLARGED[0] // (across * width), MOST_ENLARGED[1] // (down * height)))
+    width, height = width * scale, height * scale
+    font = text_font(max(TEXT_SIZE, round(TEXT_SIZE * across * (width + GAP) / PAGE)))
+    lines = [caption.replace("\n", " ") if stacked else caption for caption in captions]
+    left = math.ceil(max(map(font.getlength, lines))) + GAP if stacked else 0
+    top = 0 if stacked else round(1.3 * font.size * max(line.count("\n") + 1 for line in lines)) + GAP
+    size = (left + across * (width + GAP) - GAP, top + down * (height + GAP) - GAP)
+    picture = Image.new("RGB", size, PAPER)
     draw = ImageDraw.Draw(picture)
-    for column, caption in enumerate(captions):
-        draw.text((6 + column * cell[0], 3), caption, fill=INK)
     for number, row in enumerate(rows):
         for column, plane in enumerate(row):
-            at = (6 + column * cell[0], LINE + 6 + number * cell[1])
-            draw.rectangle((*at, at[0] + cell[0] - 7, at[1] + cell[1] - 7), fill=GROUND)
+            place = (0, number * len(captions) + column) if stacked else (column, number)
+            x, y = left + place[0] * (width + GAP), top + place[1] * (height + GAP)
+            draw.rectangle((x, y, x + width - 1, y + height - 1), fill=GROUND)
             shown = Image.fromarray(np.ascontiguousarray(plane))
-            picture.paste(shown.resize((plane.shape[1] * scale, plane.shape[0] * scale), Image.Resampling.NEAREST), at)
+            shown = shown.resize((plane.shape[1] * scale, plane.shape[0] * scale), Image.Resampling.NEAREST)
+            picture.paste(shown, (x, y))
+            if stacked:
+                draw.text((left - GAP, y + height / 2), lines[column], fill=INK, font=font, anchor="rm")
+            elif number == 0:
+                text = "\n".join(shorten(line, width, font) for line in lines[column].split("\n"))
+                draw.text((x, y - GAP), text, fill=INK, font=font, anchor="ld", spacing=font.size / 5)
     return picture
 
 

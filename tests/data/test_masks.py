@@ -9,7 +9,7 @@ from PIL import Image
 
 from unetdiff.data.mask_options import MaskDataConfig
 from unetdiff.data.mask_scan import check_declared, find_encoding, scan_pair
-from unetdiff.data.masks import MaskEncoding, mask_codes, mask_suffix, write_mask
+from unetdiff.data.masks import MaskEncoding, class_colours, mask_codes, mask_suffix, write_mask
 from unetdiff.data.pair_files import Pair
 from unetdiff.data.volumes import RawMask, nifti_affine, read_mask
 from unetdiff.segmentation.options import IGNORE
@@ -153,6 +153,36 @@ def test_every_class_has_a_colour_of_its_own(encoding: MaskEncoding):
     assert len(np.unique(colours, axis=0)) == encoding.num_classes
     if encoding.kind == "palette":
         np.testing.assert_array_equal(colours.ravel(), PALETTE)
+
+
+SIGHT = {
+    "all cones": np.eye(3).tolist(),
+    "no red cones": [[0.152286, 1.052583, -0.204868], [0.114503, 0.786281, 0.099216], [-0.003882, -0.048116, 1.051998]],
+    "no green cones": [[0.367322, 0.860646, -0.227968], [0.280085, 0.672501, 0.047413], [-0.01182, 0.04294, 0.968881]],
+    "no blue cones": [[1.255528, -0.076749, -0.178779], [-0.078411, 0.930809, 0.147602], [0.004733, 0.691367, 0.3039]],
+}
+"""What readers see of linear RGB: Machado et al. 2009, https://doi.org/10.1109/TVCG.2009.113, severity 1."""
+
+
+@pytest.mark.parametrize("sight", SIGHT)
+@pytest.mark.parametrize("count", [2, 3, 8, 11])
+def test_default_colours_are_told_apart(count: int, sight: str):
+    from skimage.color import deltaE_ciede2000, rgb2lab
+
+    shares = class_colours(count) / 255
+    linear = np.where(shares <= 0.04045, shares / 12.92, ((shares + 0.055) / 1.055) ** 2.4)
+    seen = (linear @ np.array(SIGHT[sight]).T).clip(0, 1)
+    seen = np.where(seen <= 0.0031308, 12.92 * seen, 1.055 * seen ** (1 / 2.4) - 0.055)
+    lab = rgb2lab(seen[None])[0]
+    apart = deltaE_ciede2000(lab[:, None], lab[None])[np.triu_indices(count, k=1)]
+    assert apart.min() > 10  # 1 can just be seen, side by side
+
+
+def test_default_colours_go_on():
+    colours = class_colours(256)
+    assert len(np.unique(colours, axis=0)) == 256
+    assert (colours[:11] == class_colours(11)).all()
+    assert np.ptp(colours[0].astype(int)) < 16  # the background is grey
 
 
 def scanned(masks: list[np.ndarray], kind, palette=None, **settings):

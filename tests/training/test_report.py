@@ -13,13 +13,27 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 
 from unetdiff.config import DenoiseConfig
+from unetdiff.data.formats import DataFormat
+from unetdiff.data.masks import class_colours
 from unetdiff.run_config import TrainConfig, write_yaml
 from unetdiff.segment_config import SegmentConfig
+from unetdiff.segmentation.metrics import MetricOptions
+from unetdiff.training.evaluation import FIGURES, FOLDER, Evaluation, merged, read_evaluation, write_evaluation
 from unetdiff.training.report import main, read_metrics, seconds_trained, write_report
-from unetdiff.training.report_plots import curve_plot, loss_plot, noise_level_history_plot, noise_level_plot, smooth
+from unetdiff.training.report_plots import (
+    confusion_plot,
+    curve_plot,
+    loss_plot,
+    noise_level_history_plot,
+    noise_level_plot,
+    reliability_plot,
+    risk_coverage_plot,
+    smooth,
+)
 
 VOID = {"meta", "img"}
 
@@ -279,15 +293,95 @@ def test_command_refuses_what_is_no_run(tmp_path, capsys, name):
     assert message.count("\n") == 1
 
 
-def test_segmentation_runs_show_classes_and_course(tmp_path: Path) -> None:
-    write_yaml(SegmentConfig(run_dir="runs/x"), tmp_path / "config.yaml")
-    lines = [
-        {"kind": "validation", "step": step, "loss": 1.0, "mean_iou": iou, "mean_dice": iou, "iou": [iou, None],
-         "dice": [iou, None], "class_names": ["cell <a>", "wall"], "ece": 0.1}
-        for step, iou in ((10, 0.25), (20, 0.5))
+def mask_lines(*ious: float, **values: Any) -> list[dict[str, Any]]:
+    """A line of validation for every 10 steps, of two classes, of which the second occurs nowhere."""
+    return [
+        {"kind": "validation", "step": 10 * number, "loss": 1.0, "mean_iou": iou, "mean_dice": iou, "iou": [iou, None],
+         "dice": [iou, None], "class_names": ["cell <a>", "wall"], "ece": 0.1, **values}
+        for number, iou in enumerate(ious, start=1)
     ]  # fmt: skip
-    (tmp_path / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
-    page = Page(write_report(tmp_path))
-    assert "Masks of held-out images" in page.headings
-    assert "After step 20: mean iou 0.5000" in page.text
-    assert "cell <a>0.50000.5000wall––" in page.text.replace("\n", "").replace(" ", " ").replace("class", "", 1)
+
+
+def write_mask_run(run: Path, lines: list[dict[str, Any]]) -> Path:
+    run.mkdir(exist_ok=True)
+    write_yaml(SegmentConfig(run_dir="runs/x"), run / "config.yaml")
+    (run / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    return run
+
+
+@pytest.fixture
+def mask_run(tmp_path: Path) -> Path:
+    """A segmentation run with the folder of its last validation, of twelve images."""
+    evaluation = Evaluation.start(MetricOptions(class_names=("cell <a>", "wall"), hd95=True))
+    form, colours = DataFormat(dims=2, channels=1, dtype="uint8", low=0, high=255), class_colours(2)
+    generator = torch.Generator().manual_seed(0)
+    for number in range(12):
+        labels = torch.randint(2, (8, 8), generator=generator).numpy()
+        scores = torch.randn(2, 8, 8, generator=generator).softmax(0)
+        evaluation.add(f"/data/<{number}>.png", labels[..., None].astype(np.uint8), labels, scores, 0.5, form, colours)
+    figures, cases = merged([evaluation.parts()])
+    write_evaluation(tmp_path, figures, cases, colours)
+    last = {name: figures[name] for name in ("loss", "iou", "dice", "mean_iou", "mean_dice", "class_names", "ece")}
+    return write_mask_run(tmp_path, [*mask_lines(0.25), {"kind": "validation", "step": 20, **last}])
+
+
+def test_segmentation_runs_show_classes_and_course(tmp_path: Path) -> None:
+    page = Page(write_report(write_mask_run(tmp_path, mask_lines(0.25, 0.5))))
+    assert page.headings == ["Loss", "Masks of held-out images", "Settings"]
+    assert "After step 20." in page.text
+    assert "0.5000\nmean IoU" in page.text
+    assert page.text.count("0.1000\nECE") == 1
+    assert "class\nIoU\nDice\ncell <a>\n0.5000\n0.5000\nwall\n–\n–\nmean\n0.5000\n0.5000" in page.text
+    assert len(page.pictures) == 4  # the loss, IoU, Dice and ECE over steps
+
+
+def test_segmentation_runs_show_the_worst_and_how_sure_they_are(mask_run: Path) -> None:
+    page = Page(write_report(mask_run))
+    assert page.headings == ["Loss", "Masks of held-out images", "Worst held-out images", "Confidence", "Settings"]
+    held = read_evaluation(mask_run)
+    names = re.findall(r"\d+\. \n(<\d+>\.png)", page.text)
+    assert names == [Path(case["name"]).name for case in held["cases"]]
+    assert len(page.grids()) == len(names) == 10
+    assert "IoU\nDice\nrecall\nboundary F\nHD95\ntrue %\npredicted %" in page.text
+    share = 100 * sum(held["confusion"][0]) / held["positions"]
+    assert f"{share:.2f}" in page.text
+    assert "0.69 nats (log 2, no class likelier)" in page.text
+    assert "After step 20, 12 images." in page.text
+    assert len(page.pictures) == 4 + 10 + 3  # and the confusion matrix, the reliability, the risk
+
+
+def test_a_folder_of_another_validation_is_not_shown(mask_run: Path) -> None:
+    write_mask_run(mask_run, mask_lines(0.25, 0.3))
+    page = Page(write_report(mask_run))
+    assert page.headings == ["Loss", "Masks of held-out images", "Settings"]
+    assert not page.grids()
+
+
+def test_damaged_cases_are_left_out(mask_run: Path) -> None:
+    files = [mask_run / FOLDER / case["file"] for case in read_evaluation(mask_run)["cases"]]
+    files[0].write_bytes(files[0].read_bytes()[:300])
+    files[1].unlink()
+    page = Page(write_report(mask_run))
+    assert len(page.grids()) == 8
+    assert "3. \n" in page.text
+    assert "2. \n" not in page.text
+    (mask_run / FOLDER / FIGURES).write_text('{"iou": [0.')
+    assert Page(write_report(mask_run)).headings == ["Loss", "Masks of held-out images", "Settings"]
+
+
+def test_mask_plots_name_what_they_show() -> None:
+    bins = [{"low": k / 4, "high": (k + 1) / 4, "positions": 0, "accuracy": None, "confidence": None} for k in range(3)]
+    filled = [*bins, {"low": 0.75, "high": 1.0, "positions": 5, "accuracy": 0.8, "confidence": 0.9}]
+    assert "ECE 0.1000" in texts(reliability_plot(filled, 0.1))
+    assert "&lt; 30 positions" in texts(reliability_plot(filled, 0.1))
+    assert "30 positions" not in texts(reliability_plot([*bins, {**filled[-1], "positions": 30}], 0.1))
+    assert reliability_plot(bins, None) is None
+    curve = {"coverage": [0.5, 1.0], "risk": [0.0, 0.2]}
+    assert "pixels" in texts(risk_coverage_plot([("pixels", curve), ("images", {"coverage": [], "risk": []})]))
+    assert risk_coverage_plot([("pixels", {})]) is None
+    drawn = texts(confusion_plot([[3, 1, 0], [0, 0, 0], [0, 2, 2]], ["cell", "wall", "a name that is long"]))
+    assert all(text in drawn for text in ("75", "25", "50", "cell", "wall", "a name that i…"))
+    assert drawn.count("50") == 2
+    assert confusion_plot([[0, 0], [0, 0]], ["a", "b"]) is None
+    many = [f"c{number}" for number in range(150)]
+    assert "c149" in texts(confusion_plot(np.eye(150, dtype=int).tolist(), many))

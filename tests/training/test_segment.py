@@ -23,8 +23,10 @@ from unetdiff.runs import load_run
 from unetdiff.segment_config import ObjectiveConfig, SegmentConfig, SegmentModelConfig
 from unetdiff.segmentation.predict import Inference
 from unetdiff.segmenting import segment
+from unetdiff.training.evaluation import FIGURES, FOLDER, read_evaluation
 from unetdiff.training.loop import Trainer
-from unetdiff.training.segment import segmentation_trainer
+from unetdiff.training.report import write_report
+from unetdiff.training.segment import segment_workload, segmentation_trainer
 
 MODEL: dict[str, Any] = {"channels": [8, 8], "blocks": 1, "middle": False}
 AUGMENT = {"flips": [1], "rotation": 10.0, "gain": 0.1}
@@ -86,6 +88,10 @@ def test_resumed_equals_uninterrupted_bit_for_bit(straight: Path, tmp_path: Path
     for steps in (2, 6):
         fit_masks(tmp_path / "run", model={"dropout": 0.2}, steps=steps)
     assert_close(left_behind(tmp_path / "run"), left_behind(straight), rtol=0, atol=0)
+    files = sorted(path.name for path in (straight / FOLDER).iterdir())
+    assert files == sorted(path.name for path in (tmp_path / "run" / FOLDER).iterdir())
+    for name in files:
+        assert (tmp_path / "run" / FOLDER / name).read_bytes() == (straight / FOLDER / name).read_bytes(), name
 
 
 def test_several_processes_reach_weights_and_metrics_of_one(tmp_path: Path) -> None:
@@ -97,6 +103,49 @@ def test_several_processes_reach_weights_and_metrics_of_one(tmp_path: Path) -> N
     first, second = (_validation(tmp_path / name) for name in ("one", "two"))
     assert first["iou"] == second["iou"]
     assert first["loss"] == pytest.approx(second["loss"], rel=1e-4)
+    one, two = (read_evaluation(tmp_path / name) for name in ("one", "two"))
+    assert [case["file"] for case in one["cases"]] == [case["file"] for case in two["cases"]]
+    assert one["confusion"] == two["confusion"]
+    for case in one["cases"]:
+        pictures = [np.asarray(Image.open(tmp_path / name / FOLDER / case["file"]), float) for name in ("one", "two")]
+        assert abs(pictures[0] - pictures[1]).mean() < 0.5
+    assert "Worst held-out images" in (tmp_path / "two" / "report.html").read_text()
+
+
+def test_validation_leaves_the_worst_images(straight: Path) -> None:
+    """The pictures and figures of the last validation, and none of them a part of the line."""
+    line, held = _validation(straight), read_evaluation(straight)
+    assert {name: held[name] for name in line if name in held} == {
+        name: value for name, value in line.items() if name in held
+    }
+    assert len(held["cases"]) == 10
+    assert {path.name for path in (straight / FOLDER).iterdir()} == {FIGURES, *(case["file"] for case in held["cases"])}
+    assert len(json.dumps(line)) < 2500
+    page = write_report(straight).read_text()
+    for heading in ("Masks of held-out images", "Worst held-out images", "Confidence", "Predictions"):
+        assert f"<h2>{heading}</h2>" in page
+
+
+@pytest.mark.parametrize("space", [(40,), (6, 12, 16)])
+def test_signals_and_volumes_have_cases_too(space: tuple[int, ...], tmp_path: Path) -> None:
+    rng = np.random.default_rng(0)
+    for name in ("images", "masks"):
+        (tmp_path / "data" / name).mkdir(parents=True)
+    for number in range(5):
+        labels = (rng.random(space) > 0.5).astype(np.uint8)
+        image = labels + rng.normal(0, 0.2, space).astype(np.float32)
+        np.save(tmp_path / "data" / "images" / f"{number}.npy", image.astype(np.float32).clip(-1, 2)[..., None])
+        np.save(tmp_path / "data" / "masks" / f"{number}.npy", labels)
+    for state in (AcceleratorState, PartialState, GradientState):
+        state._reset_state()
+    dims: Any = len(space)
+    data = MaskDataConfig(source="folder", path=str(tmp_path / "data"), dims=dims, split="names",
+                          train=["[0-2].npy"], validation=["[34].npy"])  # fmt: skip
+    segmentation_trainer(replace(settings(tmp_path / "run", steps=1, batch_size=2), data=data)).fit()
+    held = read_evaluation(tmp_path / "run")
+    assert sorted(case["name"][-5:] for case in held["cases"]) == ["3.npy", "4.npy"]
+    assert all((case["slice"] is None) == (len(space) == 1) for case in held["cases"])
+    assert "Worst held-out images" in write_report(tmp_path / "run").read_text()
 
 
 def _validation(run: Path) -> dict[str, Any]:
@@ -134,6 +183,16 @@ def test_starts_from_a_denoiser_and_says_what_it_took(timestep: int | None, tmp_
     assert run.unet.spec.channels == denoiser.unet.spec.channels
     assert (run.unet.embedding is None) == (timestep is None)
     assert run.beside.settings == {"timestep": timestep}
+
+
+def test_what_changes_no_weight_may_differ_from_the_denoiser(tmp_path: Path) -> None:
+    """Dropout and supervised levels are the segmenter's own; without them, dropout is the denoiser's."""
+    fit(tmp_path / "denoiser", model={"channels": [8, 8, 8], "dropout": 0.1}, data={"source": "digit_scenes"}, steps=1)
+    config = settings(tmp_path / "run")
+    for own, dropout in (({"dropout": 0.3, "deep_supervision": True}, 0.3), ({}, 0.1)):
+        chosen = SegmentModelConfig(init_from=str(tmp_path / "denoiser"), **own)
+        spec = segment_workload(replace(config, model=chosen), 8).spec
+        assert (spec.dropout, spec.deep_supervision) == (dropout, "deep_supervision" in own)
 
 
 def test_a_run_folder_says_what_it_is(straight: Path, tmp_path: Path) -> None:
@@ -186,6 +245,13 @@ REFUSED = {
     "there is no folder NO/run": ["--model.init_from", "NO/run"],
     "class_weights": ["--objective.class_weights", "[1, 2]"],
     "objective.border_sigma is 0.0": ["--objective.border_sigma", "0"],
+    "objective.class_weights acts in cross_entropy, dice_cross_entropy, focal, not in tversky": [
+        *("--objective.class_weights", "inverse_frequency", "--objective.loss", "tversky"),
+    ],
+    "objective.gamma acts in focal, not in dice_cross_entropy": ["--objective.gamma", "3"],
+    "objective.border_weight acts in": ["--objective.border_weight", "10", "--objective.loss", "dice"],
+    "expected at most 10000": ["--objective.border_weight", "20000"],
+    "needs decoder_blocks at a level below": ["--model.deep_supervision", "true", "--model.decoder_blocks", "[1,0]"],
     "did you mean data.train_limit": ["--data.train_limi", "3"],
 }
 
@@ -202,3 +268,105 @@ def test_check_says_what_the_data_are(tmp_path: Path) -> None:
     assert done.returncode == 0, done.stderr
     assert "background" in done.stdout
     assert not (tmp_path / "run").exists()
+
+
+def test_several_processes_supervise_every_level(tmp_path: Path) -> None:
+    """Each head of a plain decoder counts, or the processes would wait for gradients that never come."""
+    model = {"channels": [8, 8, 8], "deep_supervision": True}
+    fit_masks(tmp_path / "one", model=model)
+    given = [*words(tmp_path / "two", processes=2), "--model.channels", "[8,8,8]", "--model.deep_supervision", "true"]
+    done = command("train/segment.py", *given, processes=2)
+    assert done.returncode == 0, done.stderr
+    assert relative_difference(left_behind(tmp_path / "one"), left_behind(tmp_path / "two")) < 1e-5
+
+
+def test_resumed_equals_uninterrupted_with_border_weights_and_supervised_levels(tmp_path: Path) -> None:
+    chosen = {"model": {"channels": [8, 8, 8], "deep_supervision": True}, "objective": {"border_weight": 10.0}}
+    for run, steps in (("halted", 2), ("halted", 4), ("straight", 4)):
+        fit_masks(tmp_path / run, steps=steps, **chosen)
+    assert_close(left_behind(tmp_path / "halted"), left_behind(tmp_path / "straight"), rtol=0, atol=0)
+
+
+def _noise(size: tuple[int, ...], dtype: Any = np.uint8, count: int = 2) -> np.ndarray:
+    return np.random.default_rng(0).integers(0, np.iinfo(dtype).max, (count, *size), dtype, endpoint=True)
+
+
+def _halves(size: tuple[int, ...], count: int = 2) -> np.ndarray:
+    """Masks of two classes, one beside the other."""
+    return np.stack([np.arange(np.prod(size)).reshape(size) * 2 >= np.prod(size)] * count).astype(np.uint8)
+
+
+SMALL_TILES = ["--data.size", "8"]
+IGNORED = ["--data.values", "[0, 1]", "--data.ignore", "[255]"]
+VOID = np.full((2, 12, 10), 255, np.uint8)
+VOID_AND_HALVES = np.stack([VOID[0], _halves((12, 10))[0]])
+
+# Images (n, height, width[, channels]), masks, what the command is told beside, and the mistake that it names, if any.
+ODD_DATA: dict[str, tuple[np.ndarray, np.ndarray, list[str], str | None]] = {
+    "constant": (np.full((2, 12, 10), 100, np.uint8), _halves((12, 10)), [], None),
+    "black": (np.zeros((2, 12, 10), np.uint8), _halves((12, 10)), [], None),
+    "constant_floats": (np.full((2, 12, 10), 0.5, np.float32), _halves((12, 10)), [], "expected data that vary"),
+    "one_class": (_noise((12, 10)), np.zeros((2, 12, 10), np.uint8), ["--data.values", "[0, 1]"], None),
+    "some_ignored": (
+        _noise((12, 10)),
+        VOID_AND_HALVES,
+        IGNORED,
+        None,
+    ),
+    "all_ignored": (_noise((12, 10)), VOID, IGNORED, None),
+    "all_ignored_weighted": (
+        _noise((12, 10)),
+        VOID,
+        [*IGNORED, "--objective.border_weight", "10", "--objective.class_weights", "inverse_frequency"],
+        None,
+    ),
+    "four_channels": (_noise((12, 10, 4)), _halves((12, 10)), [], None),
+    "sixteen_bits": (_noise((12, 10), np.uint16), _halves((12, 10)), [], None),
+    "one_image": (_noise((12, 10), count=1), _halves((12, 10), 1), [], None),
+    "smaller_than_the_stride": (_noise((1, 3)), _halves((1, 3)), [], None),
+    "smaller_than_the_crop": (_noise((3, 5)), _halves((3, 5)), SMALL_TILES, None),
+    "one_pixel": (_noise((1, 1)), np.array([[[0]], [[1]]], np.uint8), SMALL_TILES, None),
+}
+
+
+def _write_split(root: Path, images: np.ndarray, masks: np.ndarray) -> None:
+    """Train and validation folders with the same images."""
+    for split in ("train", "val"):
+        for name, arrays in (("images", images), ("masks", masks)):
+            (root / split / name).mkdir(parents=True)
+            for number, array in enumerate(arrays):
+                if array.dtype == np.float32:
+                    np.save(root / split / name / f"{number}.npy", array)
+                else:
+                    Image.fromarray(array).save(root / split / name / f"{number}.png")
+
+
+def _no_nan(text: str) -> Any:
+    raise AssertionError(f"{text} is no JSON")
+
+
+@pytest.mark.parametrize("name", ODD_DATA)
+def test_odd_data_train_or_are_refused_in_one_sentence(name: str, tmp_path: Path, run_script) -> None:
+    """One step and one validation by command: finite figures, or a sentence."""
+    images, masks, beside, mistake = ODD_DATA[name]
+    _write_split(tmp_path / "data", images, masks)
+    given = words(tmp_path / "run", steps=1, batch_size=2)
+    drop = given.index("--data.train_limit")
+    given[drop : drop + 2] = ["--data.source", "folder", "--data.path", str(tmp_path / "data")]
+    code, _, errors = run_script("train/segment.py", *given, *beside)
+    if mistake is not None:
+        assert code == 2, errors
+        assert mistake in one_sentence(errors)
+        return
+    assert code == 0, errors
+    text = (tmp_path / "run" / "metrics.jsonl").read_text()
+    lines = {line["kind"]: line for line in (json.loads(row, parse_constant=_no_nan) for row in text.splitlines())}
+    assert lines["train"]["loss"] >= 0
+    assert lines["train"]["skipped"] == 0
+    held_out = lines["validation"]
+    ignored = (masks == 255).all()
+    assert (lines["train"]["loss"] == 0) == ignored
+    assert (held_out["mean_iou"] is None) == ignored
+    assert held_out["loss"] >= 0
+    weights = load_run(tmp_path / "run").unet.state_dict()
+    assert all(value.isfinite().all() for value in weights.values())

@@ -21,6 +21,14 @@ DTYPES = ("bool", "uint8", "int8", "uint16", "int16", "uint32", "int32", "int64"
 MOST_SHOWN = 10
 """Values that a message lists."""
 
+BACKGROUND = (43, 48, 56)
+HUES = (
+    *((86, 180, 233), (230, 159, 0), (0, 158, 115), (204, 121, 167), (240, 228, 66), (213, 94, 0), (0, 114, 178)),
+    *((221, 225, 221), (150, 50, 100), (170, 238, 255)),
+)
+"""Colours of classes in pictures: a dark neutral one, those of Okabe and Ito (2008), the calmest first, and three more
+that stay apart from them, for colour-blind readers too."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class MaskEncoding:
@@ -148,7 +156,7 @@ class MaskEncoding:
         return table[places]
 
     def colours(self) -> np.ndarray:
-        """A colour per class for pictures, uint8 (K, 3): the masks' own where they have any, else an even circle."""
+        """A colour per class for pictures, uint8 (K, 3): the masks' own where they have any, else `class_colours`."""
         if self.palette is not None:
             rows = np.array(self.palette, dtype=np.uint8).reshape(-1, 3)
             places = np.array(self.values)
@@ -157,14 +165,26 @@ class MaskEncoding:
         table = np.array(self.values)
         if self.kind == "colours" and self.channels >= 3 and table.min() >= 0 and table.max() <= 255:
             return table[:, :3].astype(np.uint8)
-        return _even_colours(self.num_classes)
+        return class_colours(self.num_classes)
 
 
-def _even_colours(count: int) -> np.ndarray:
-    """Black for the first class, then hues at equal distances: uint8 (count, 3)."""
-    hues = np.arange(count - 1) / max(count - 1, 1)
-    wheel = np.abs((hues[:, None] * 6 + np.array([0, 4, 2])) % 6 - 3) - 1
-    return np.concatenate([np.zeros((1, 3)), 255 * wheel.clip(0, 1)]).round().astype(np.uint8)
+def class_colours(count: int) -> np.ndarray:
+    """A dark grey for the first class, then hues that colour-blind readers tell apart: uint8 (count, 3).
+
+    After the ten hues come their shades and tints, halfway to black and to white, then ever finer (van der Corput's
+    sequence), so that every class has a colour of its own.
+    """
+    rounds, hues = np.divmod(np.arange(count - 1), len(HUES))
+    shares = np.array([_van_der_corput((number + 1) // 2) for number in rounds]).reshape(-1, 1)
+    ends = np.where(rounds % 2, 0, 255)[:, None]
+    shown = (1 - shares) * np.array(HUES)[hues] + shares * ends
+    return np.concatenate([[BACKGROUND], shown]).round().astype(np.uint8)
+
+
+def _van_der_corput(number: int) -> float:
+    """0, 1/2, 1/4, 3/4, 1/8, ...: the binary digits mirrored at the point."""
+    digits = f"{number:b}"
+    return int(digits[::-1], 2) / 2 ** len(digits)
 
 
 def as_tuples(value: Any) -> Any:

@@ -6,8 +6,6 @@
 from __future__ import annotations
 
 import argparse
-import base64
-import io
 import json
 from collections.abc import Sequence
 from html import escape
@@ -16,7 +14,6 @@ from string import Template
 from typing import Any
 
 import numpy as np
-from PIL import Image
 
 from unetdiff.command import user_errors
 from unetdiff.config import DenoiseConfig
@@ -24,6 +21,18 @@ from unetdiff.figures import COLOURS, INK, MUTED, PANEL, PAPER, RULE, evenly_spa
 from unetdiff.files import write_text
 from unetdiff.run_config import read_yaml, to_plain
 from unetdiff.segment_config import SegmentConfig
+from unetdiff.training.report_html import (
+    LARGE_PICTURE,
+    SMALL_PICTURE,
+    columns,
+    figure,
+    figure_row,
+    plain,
+    plot,
+    section,
+    titled,
+)
+from unetdiff.training.report_masks import mask_sections
 from unetdiff.training.report_plots import (
     Record,
     curve_plot,
@@ -34,7 +43,6 @@ from unetdiff.training.report_plots import (
 )
 
 REPORT = "report.html"
-LARGE_PICTURE, SMALL_PICTURE = 1200, 340  # pixels of the longer side, of the final grid and of earlier ones
 EARLIER_GRIDS = 8
 
 CURVES = (
@@ -43,9 +51,6 @@ CURVES = (
     ("samples_per_second", "Samples per second", True),
 )
 """What is drawn of the training lines beside the loss: its key, its title, and whether it is noisy."""
-
-MASK_CURVES = (("mean_iou", "Mean IoU"), ("mean_dice", "Mean Dice"), ("ece", "Calibration error (ECE)"))
-MASK_FIGURES = ("mean_iou", "mean_dice", "accuracy", "mean_boundary_f", "ece", "nll", "v_rand", "v_info", "mean_hd95")
 
 PAGE = Template("""<!doctype html>
 <html lang="en">
@@ -69,6 +74,8 @@ figcaption { margin-top: 4px; color: $muted; font-size: 13px; }
 .figures span { color: $muted; font-size: 13px; }
 .columns { display: grid; gap: 24px; align-items: start; }
 .two { grid-template-columns: repeat(auto-fit, minmax(420px, 1fr)); }
+.table-and-plot { grid-template-columns: minmax(0, 5fr) minmax(0, 4fr); }
+.figures + .columns, .columns + .columns { margin-top: 24px; }
 .three { grid-template-columns: repeat(auto-fit, minmax(300px, 1fr)); }
 .strip { display: grid; gap: 12px; grid-template-columns: repeat(4, 1fr); }
 .tables { columns: 2 440px; column-gap: 32px; }
@@ -77,6 +84,15 @@ caption { padding-bottom: 2px; text-align: left; font-size: 14px; font-weight: 6
 th, td { padding: 3px 0; border-top: 1px solid $rule; text-align: left; vertical-align: top; font-weight: 400; }
 th { width: 1%; min-width: 170px; white-space: nowrap; padding-right: 12px; color: $muted; }
 td { overflow-wrap: anywhere; }
+.scroll { max-height: 560px; overflow: auto; }
+.classes td, .classes th { padding: 3px 0 3px 12px; text-align: right; white-space: nowrap; min-width: 0; width: auto; }
+.classes th:first-child { padding-left: 0; text-align: left; color: $ink; }
+.classes tr:last-child td, .classes tr:last-child th { font-weight: 600; }
+.legend { display: flex; flex-wrap: wrap; gap: 4px 16px; margin: 0 0 14px; font-size: 13px; }
+.swatch { display: inline-block; width: 12px; height: 12px; margin-right: 6px; border: 1px solid $rule;
+  border-radius: 3px; vertical-align: -1px; }
+.bar { display: inline-block; width: 120px; height: 12px; margin: 0 6px; border-radius: 3px; vertical-align: -1px; }
+.cases figure { margin-bottom: 20px; }
 .changed td { color: $accent; font-weight: 600; }
 details { margin-top: 12px; }
 summary { cursor: pointer; font-weight: 600; }
@@ -95,8 +111,9 @@ $body
 def write_report(run: Path) -> Path:
     """Write `report.html` of a run folder from what the folder holds; what is missing is left out.
 
-    Reads `config.yaml`, `runtime.json`, `metrics.jsonl`, the sample grids it names, `unet/config.json` and
-    `plan.txt`. The page holds its pictures and its style, needs no network, and replaces an older one in one step.
+    Reads `config.yaml`, `runtime.json`, `metrics.jsonl`, the sample grids it names, `evaluation/` of a segmentation
+    run, `unet/config.json` and `plan.txt`. The page holds its pictures and its style, needs no network, and replaces an
+    older one in one step.
 
     Args:
         run: the run folder, of a run that ended, was stopped, or still trains.
@@ -117,13 +134,13 @@ def write_report(run: Path) -> Path:
         _headline(settings, runtime, records),
         _losses(records),
         _noise_levels(records["validation"]),
-        _masks(records["validation"]),
+        mask_sections(run, records["validation"]),
         _curves(records["train"]),
-        _samples(run, records["samples"]),
+        _samples(run, records["samples"], _is_segmentation(settings)),
         _notes(records["note"]),
-        _section("Settings", _tables(settings, _defaults(settings)), "Coloured: other than the default."),
-        _section("Machine and versions", _tables(runtime)),
-        _section("Network", _network(run)),
+        section("Settings", _tables(settings, _defaults(settings)), "Coloured: other than the default."),
+        section("Machine and versions", _tables(runtime)),
+        section("Network", _network(run)),
     ]
     colours = {"ink": INK, "muted": MUTED, "rule": RULE, "panel": PANEL, "paper": PAPER, "accent": COLOURS[0]}
     title = escape(run.resolve().name)
@@ -182,102 +199,71 @@ def _headline(settings: Record, runtime: Record, records: dict[str, list[Record]
         figures.append((f"{series(validation, 'loss')[1][-1]:.4g}", "validation loss"))
     elif len(series(train, "loss")[1]):
         figures.append((f"{series(train, 'loss')[1][-1]:.4g}", "training loss"))
+    if len(series(validation, "mean_iou")[1]):
+        figures.append((f"{series(validation, 'mean_iou')[1][-1]:.4f}", "mean IoU"))
     if len(series(train, "samples_per_second")[1]):
         figures.append((f"{np.median(series(train, 'samples_per_second')[1]):,.4g}", "samples / s"))
     if len(series(train, "elapsed")[1]):
         figures.append((_duration(seconds_trained(train)), "training time"))
     if train and train[-1].get("skipped"):
         figures.append((f"{train[-1]['skipped']:,}", "skipped steps"))
-    figures += [(_plain(runtime[key]), key) for key in ("precision", "device") if key in runtime]
-    cells = [f"<div><b>{escape(value)}</b><span>{escape(name)}</span></div>" for value, name in figures]
-    return f'<div class="figures">{"".join(cells)}</div>' if cells else ""
+    figures += [(plain(runtime[key]), key) for key in ("precision", "device") if key in runtime]
+    return figure_row(figures)
 
 
 def _losses(records: dict[str, list[Record]]) -> str:
-    plot = loss_plot(records["train"], records["validation"])
-    return _section("Loss", _plot(plot, "training and validation loss over steps"))
+    drawn = loss_plot(records["train"], records["validation"])
+    return section("Loss", plot(drawn, "training and validation loss over steps"))
 
 
 def _noise_levels(validation: Sequence[Record]) -> str:
     plots = [
-        _plot(noise_level_plot(validation), "validation loss over the timestep"),
-        _plot(noise_level_history_plot(validation), "validation loss of each range of timesteps over steps"),
+        plot(noise_level_plot(validation), "validation loss over the timestep"),
+        plot(noise_level_history_plot(validation), "validation loss of each range of timesteps over steps"),
     ]
     hint = "The larger the timestep, the more noise."
-    return _section("Validation loss by noise level", _columns("two", plots), hint)
+    return section("Validation loss by noise level", columns("two", plots), hint)
 
 
-def _masks(validation: Sequence[Record]) -> str:
-    """How held-out images are segmented: over steps, and by class after the last of them."""
-    measured = [record for record in validation if "mean_iou" in record]
-    if not measured:
-        return ""
-    plots = [
-        (title, _plot(curve_plot(measured, key, False), f"{title.lower()} over steps")) for key, title in MASK_CURVES
-    ]
-    last = measured[-1]
-    columns = [(title, last[key]) for key, title in (("iou", "IoU"), ("dice", "Dice")) if key in last]
-    names = last.get("class_names") or range(len(last["iou"]))
-    rows = "".join(
-        f"<tr><th>{escape(str(name))}</th>{''.join(f'<td>{_share(values[place])}</td>' for _, values in columns)}</tr>"
-        for place, name in enumerate(names)
-    )
-    head = "".join(f"<th>{title}</th>" for title, _ in columns)
-    table = f"<table><tr><th>class</th>{head}</tr>{rows}</table>"
-    figures = ", ".join(f"{key.replace('_', ' ')} {last[key]:.4f}" for key in MASK_FIGURES if last.get(key) is not None)
-    hint = f"After step {last['step']:,}: {figures}."
-    drawn = _columns("three", [f"<h3>{title}</h3>{plot}" for title, plot in plots if plot])
-    return _section("Masks of held-out images", drawn + table, hint)
-
-
-def _share(value: float | None) -> str:
-    """A figure between 0 and 1; a class that occurs nowhere has none."""
-    return "–" if value is None else f"{value:.4f}"
+def _is_segmentation(settings: Record) -> bool:
+    """Whether these are the settings of a segmentation run."""
+    return "objective" in settings
 
 
 def _defaults(settings: Record) -> Record:
     """The default settings of the kind of run that these are of."""
-    return to_plain(SegmentConfig() if "objective" in settings else DenoiseConfig())
+    return to_plain(SegmentConfig() if _is_segmentation(settings) else DenoiseConfig())
 
 
 def _curves(train: Sequence[Record]) -> str:
     plots = [
-        (title, _plot(curve_plot(train, key, noisy), f"{title.lower()} over steps")) for key, title, noisy in CURVES
+        titled(title, plot(curve_plot(train, key, noisy), f"{title.lower()} over steps"))
+        for key, title, noisy in CURVES
     ]
-    return _section(
-        "Course of training", _columns("three", [f"<h3>{title}</h3>{plot}" for title, plot in plots if plot])
-    )
+    return section("Course of training", columns("three", plots))
 
 
-def _samples(run: Path, records: Sequence[Record]) -> str:
+def _samples(run: Path, records: Sequence[Record], segmentation: bool) -> str:
     """The last grid that can be read, large, and earlier ones in a row."""
     found = [record for record in records if (run / str(record.get("file"))).is_file()]
     final = ""
     while found and not final:
-        final = _figure(run, found.pop(), LARGE_PICTURE)
-    strip = "".join(_figure(run, found[i], SMALL_PICTURE) for i in evenly_spaced(len(found), EARLIER_GRIDS))
-    earlier = _section("Samples through training", f'<div class="strip">{strip}</div>' if strip else "")
-    return _section("Samples", final) + earlier
+        final = _grid(run, found.pop(), LARGE_PICTURE)
+    strip = "".join(_grid(run, found[i], SMALL_PICTURE) for i in evenly_spaced(len(found), EARLIER_GRIDS))
+    name = "Predictions" if segmentation else "Samples"
+    return section(name, final) + section(
+        f"{name} through training", f'<div class="strip">{strip}</div>' if strip else ""
+    )
 
 
-def _figure(run: Path, record: Record, longest: int) -> str:
-    """A sample grid with its step, reduced to `longest` pixels; empty if the file cannot be read."""
-    try:
-        with Image.open(run / record["file"]) as file:
-            picture = file.convert("RGB")
-    except OSError:  # a killed run leaves part of a picture
-        return ""
-    picture.thumbnail((longest, longest))
-    data = io.BytesIO()
-    picture.save(data, format="PNG")
+def _grid(run: Path, record: Record, longest: int) -> str:
     caption = f"step {record['step']:,}"
-    image = _image("image/png", data.getvalue(), f"samples at {caption}")
-    return f"<figure>{image}<figcaption>{caption}</figcaption></figure>"
+    return figure(run / record["file"], longest, caption, f"samples at {caption}")
 
 
 def _notes(records: Sequence[Record]) -> str:
-    rows = "".join(f"<tr><th>step {r['step']:,}</th><td>{escape(_plain(r.get('text')))}</td></tr>" for r in records)
-    return _section("Notes", f"<table>{rows}</table>" if rows else "")
+    rows = "".join(f"<tr><th>step {r['step']:,}</th><td>{escape(plain(r.get('text')))}</td></tr>" for r in records)
+    return section("Notes", f"<table>{rows}</table>" if rows else "")
 
 
 def _tables(groups: Record, defaults: Record | None = None) -> str:
@@ -296,9 +282,9 @@ def _tables(groups: Record, defaults: Record | None = None) -> str:
 def _table(name: str, group: Record, defaults: Record | None) -> str:
     rows = []
     for key, value in group.items():
-        changed = defaults is not None and key in defaults and _plain(defaults[key]) != _plain(value)
+        changed = defaults is not None and key in defaults and plain(defaults[key]) != plain(value)
         mark = ' class="changed"' if changed else ""
-        rows.append(f"<tr{mark}><th>{escape(str(key))}</th><td>{escape(_plain(value))}</td></tr>")
+        rows.append(f"<tr{mark}><th>{escape(str(key))}</th><td>{escape(plain(value))}</td></tr>")
     return f"<table><caption>{escape(name)}</caption>{''.join(rows)}</table>"
 
 
@@ -311,32 +297,6 @@ def _network(run: Path) -> str:
     if config:
         parts.append(("Configuration", json.dumps(config, indent=2, ensure_ascii=False)))
     return "".join(f"<details><summary>{name}</summary><pre>{escape(text)}</pre></details>" for name, text in parts)
-
-
-def _section(title: str, body: str, hint: str = "") -> str:
-    """A heading over `body`; nothing without a body."""
-    hint = f'<p class="hint">{hint}</p>' if hint else ""
-    return f"<section><h2>{title}</h2>{hint}{body}</section>" if body else ""
-
-
-def _columns(kind: str, parts: Sequence[str]) -> str:
-    cells = "".join(f"<div>{part}</div>" for part in parts if part)
-    return f'<div class="columns {kind}">{cells}</div>' if cells else ""
-
-
-def _plot(svg: str | None, description: str) -> str:
-    return "" if svg is None else _image("image/svg+xml", svg.encode(), description)
-
-
-def _image(kind: str, data: bytes, description: str) -> str:
-    return f'<img alt="{escape(description)}" src="data:{kind};base64,{base64.b64encode(data).decode()}">'
-
-
-def _plain(value: Any) -> str:
-    """A value of YAML or JSON for a reader."""
-    if value is None:
-        return "–"
-    return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
 
 
 def _count(number: float) -> str:

@@ -1,4 +1,4 @@
-"""The plots of a run's report, each a function from lines of `metrics.jsonl` to an SVG, or None without data."""
+"""The plots of a run's report, each a function from logged figures to an SVG, or None without data."""
 
 from __future__ import annotations
 
@@ -9,17 +9,21 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from unetdiff.figures import COLOURS, MUTED, SEQUENTIAL, evenly_spaced, plot_style
+from unetdiff.figures import COLOURS, INK, MUTED, PANEL, PAPER, RULE, SEQUENTIAL, evenly_spaced, plot_style
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
 
 Record = dict[str, Any]
 Size = tuple[float, float]
 
 WIDE, HALF, THIRD = (11.15, 3.6), (5.4, 3.4), (3.6, 2.5)  # inches
+HALF_HIGH, LARGEST_MATRIX = (5.4, 4.2), 4.6
+MOST_CLASSES_NAMED, LONGEST_NAME, MOST_LETTERS = 15, 14, 40  # beside and below a confusion matrix
 MOST_POINTS = 1500  # of a curve; more cannot be seen and make the page heavy
 SMOOTHING = 50  # a smoothed curve averages over one part in 50 of the run
+FEW_POSITIONS = 30  # of a bin of the reliability diagram
 LOG_FROM = 10.0  # ratio of largest to smallest value from which an axis is logarithmic
 
 
@@ -105,6 +109,95 @@ def noise_level_history_plot(validation: Sequence[Record]) -> str | None:
         return _svg(axes)
 
 
+def reliability_plot(bins: Sequence[Record], ece: float | None) -> str | None:
+    """Accuracy over confidence by bins of confidence, beside the diagonal, over how many positions each bin holds.
+
+    The accuracy of a bin with few positions is chance: such a bin is a hollow point beside the curve.
+
+    bins, ece: as `Calibration` has them.
+    """
+    from matplotlib.ticker import EngFormatter, LogLocator, NullFormatter
+
+    held = [entry for entry in bins if entry["positions"]]
+    if not held:
+        return None
+    edges = [bins[0]["low"], *(entry["high"] for entry in bins)]
+    few, many = ([e for e in held if (e["positions"] < FEW_POSITIONS) == small] for small in (True, False))
+    with plot_style():
+        figure = _figure(HALF_HIGH)
+        upper, lower = figure.subplots(2, 1, sharex=True, height_ratios=(3, 1))
+        upper.plot([0, 1], [0, 1], "--", color=MUTED, linewidth=1, label="calibrated")
+        for entry in many:
+            upper.fill_between((entry["low"], entry["high"]), entry["accuracy"], color=COLOURS[5], alpha=0.35, lw=0)
+        upper.plot(*_points(many), "o-", color=COLOURS[0], markersize=4, label="network")
+        if few:
+            style = {"color": MUTED, "markerfacecolor": PAPER, "markersize": 4, "linestyle": "none"}
+            upper.plot(*_points(few), "o", **style, label=f"< {FEW_POSITIONS} positions")
+        upper.set(ylim=(0, 1.02), ylabel="accuracy", title="" if ece is None else f"ECE {ece:.4f}")
+        upper.legend(loc="lower right", bbox_to_anchor=(1.02, 0.99), ncols=3, columnspacing=1, handlelength=1.5)
+        lower.stairs([entry["positions"] for entry in bins], edges, baseline=0.5, fill=True, color=COLOURS[5])
+        lower.set(xlim=(0, 1), yscale="log", ylim=(0.5, None), xlabel="confidence", ylabel="positions")
+        lower.yaxis.set_major_locator(LogLocator(numticks=4))
+        lower.yaxis.set_major_formatter(EngFormatter(sep=""))
+        lower.yaxis.set_minor_formatter(NullFormatter())
+        for axes in (upper, lower):
+            axes.tick_params(length=0)
+        figure.align_ylabels()
+        return _svg(upper)
+
+
+def _points(bins: Sequence[Record]) -> tuple[list[float], list[float]]:
+    return [entry["confidence"] for entry in bins], [entry["accuracy"] for entry in bins]
+
+
+def risk_coverage_plot(curves: Sequence[tuple[str, Record]]) -> str | None:
+    """The risk among the most confident share, for each share: (what risk, lists `coverage` and `risk`) each."""
+    drawn = [(name, curve) for name, curve in curves if curve.get("coverage")]
+    if not drawn:
+        return None
+    with plot_style():
+        axes = _figure(HALF_HIGH).add_subplot()
+        for (name, curve), colour in zip(drawn, COLOURS, strict=False):
+            axes.plot(curve["coverage"], curve["risk"], color=colour, label=name)
+        axes.set(xlim=(0, 1), ylim=(0, None), xlabel="coverage (most confident first)", ylabel="risk")
+        axes.tick_params(length=0)
+        axes.legend(loc="upper left")
+        axes.set_ylim(0, 1.25 * max(axes.get_ylim()[1], 1e-6))  # room for the legend
+        return _svg(axes)
+
+
+def confusion_plot(counts: Sequence[Sequence[int]], names: Sequence[str]) -> str | None:
+    """How often positions of each true class (rows) are predicted as each class (columns), as shares of the rows."""
+    from matplotlib.colors import LinearSegmentedColormap
+
+    matrix = np.array(counts, np.float64)
+    if not matrix.size or not matrix.sum():
+        return None
+    truth = matrix.sum(1, keepdims=True)
+    shares = np.divide(matrix, truth, out=np.full_like(matrix, np.nan), where=truth > 0)
+    shown = evenly_spaced(len(names), MOST_CLASSES_NAMED)
+    labels = [name if len(name) <= LONGEST_NAME else f"{name[: LONGEST_NAME - 1]}…" for name in names]
+    with plot_style():
+        side = min(LARGEST_MATRIX, 2.4 + 0.35 * len(names))
+        axes = _figure((side + 0.6, side)).add_subplot()
+        axes.grid(visible=False)
+        axes.set_facecolor(RULE)
+        colours = LinearSegmentedColormap.from_list("shares", [PANEL, COLOURS[0]])
+        axes.imshow(shares, cmap=colours, vmin=0, vmax=1, interpolation="nearest")
+        if len(names) <= MOST_CLASSES_NAMED:
+            for (row, column), share in np.ndenumerate(shares):
+                if share >= 0.005:
+                    ink = PAPER if share > 0.5 else INK
+                    axes.text(column, row, f"{100 * share:.0f}", ha="center", va="center", color=ink, fontsize=8)
+        turned = len(shown) * max(len(labels[i]) for i in shown) > MOST_LETTERS
+        turn: dict[str, Any] = {"rotation": 45, "ha": "right", "rotation_mode": "anchor"} if turned else {}
+        axes.set_xticks(shown, [labels[i] for i in shown], **turn)
+        axes.set_yticks(shown, [labels[i] for i in shown])
+        axes.set(xlabel="predicted", ylabel="true")
+        axes.tick_params(length=0, labelsize=9)
+        return _svg(axes)
+
+
 def _number(value: Any) -> float:
     """A logged value as a float; NaN for what is no number."""
     return float(value) if isinstance(value, (int, float)) else math.nan
@@ -130,12 +223,17 @@ def _bin_losses(record: Record) -> list[float]:
     return [_number(entry.get("loss")) for entry in record["bins"]]
 
 
-def _axes(size: Size, x_label: str) -> Axes:
-    """Axes of a new figure; no title, since the page has headings."""
+def _figure(size: Size) -> Figure:
     from matplotlib.figure import Figure
+
+    return Figure(figsize=size, layout="constrained")
+
+
+def _axes(size: Size, x_label: str) -> Axes:
+    """Axes over steps of a new figure; no title, since the page has headings."""
     from matplotlib.ticker import EngFormatter, MaxNLocator
 
-    axes = Figure(figsize=size, layout="constrained").add_subplot()
+    axes = _figure(size).add_subplot()
     axes.set_xlabel(x_label)
     axes.xaxis.set_major_locator(MaxNLocator(nbins=max(3, int(size[0])), integer=True))
     axes.xaxis.set_major_formatter(EngFormatter(sep=""))

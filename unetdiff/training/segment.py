@@ -5,6 +5,7 @@ from __future__ import annotations
 import sys
 from dataclasses import dataclass, fields
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -15,32 +16,36 @@ from torch import Tensor, nn
 
 from unetdiff.data.loader import Batch, training_loader
 from unetdiff.data.pairs import PairData, PairSource, open_pairs
-from unetdiff.mask_figures import image_plane, label_plane, overlay, panels
+from unetdiff.mask_figures import case_captions, case_planes, panels
 from unetdiff.models.start_from import body_spec, take_over
 from unetdiff.models.unet import UNet
 from unetdiff.runs import Companions, load_run
-from unetdiff.segment_config import SegmentConfig
-from unetdiff.segmentation.metrics import MetricOptions, SegmentationMetrics
+from unetdiff.segment_config import ObjectiveConfig, SegmentConfig
+from unetdiff.segmentation.metrics import MetricOptions
 from unetdiff.segmentation.objective import MaskObjective, border_weights, inverse_frequency
 from unetdiff.segmentation.predict import Inference, predict_image, probabilities_of
 from unetdiff.spec import Architecture, UNetSpec
+from unetdiff.training.evaluation import Evaluation, merged, write_evaluation
 from unetdiff.training.loop import Trainer
-from unetdiff.training.processes import Agreement
+from unetdiff.training.processes import Agreement, first_alone
 from unetdiff.training.start import Workload, make_trainer
 
 SHOWN = (
-    *("loss", "class_names", "mean_iou", "mean_dice", "accuracy", "iou", "dice", "ece", "nll"),
+    *("loss", "images", "class_names", "mean_iou", "mean_dice", "accuracy", "iou", "dice", "ece", "nll"),
     *("mean_boundary_f", "v_rand", "v_info", "mean_hd95"),
 )
 """Of the metrics of held-out images, those that go to `metrics.jsonl`."""
+
+OWN = ("dropout", "deep_supervision")
+"""Settings of the network that may differ from those of the denoiser it starts from."""
 
 
 @dataclass(frozen=True)
 class SegmentTask:
     """Predicting the classes of positions: loss, figures on held-out images, pictures.
 
-    timestep: what the network is always told, None for one without. border: (w0, sigma) of the border weights, or
-    None. held_out: whole images, may be empty; shown: what pictures are made of.
+    timestep: what the network is always told, None for one without. held_out: whole images, may be empty; shown: what
+    pictures are made of. folder: of the run.
     """
 
     objective: MaskObjective
@@ -50,68 +55,55 @@ class SegmentTask:
     held_out: PairSource
     shown: PairSource
     timestep: int | None
-    border: tuple[float, float] | None
     sample_count: int
+    folder: Path
 
     def prepare(self, batch: Batch) -> Batch:
-        """The batch with the weight of every position, where there are any."""
-        if self.border is None:
-            return batch
-        w0, sigma = self.border
-        weights = [border_weights(mask, w0=w0, sigma=sigma) for mask in batch["mask"].numpy()]
-        return {**batch, "weight": torch.from_numpy(np.stack(weights))}
+        """The batch as it is: nothing is drawn for it."""
+        return batch
 
     def loss(self, network: nn.Module, batch: Batch) -> Tensor:
-        """The mean loss of a prepared batch, over all outputs of a network that is deeply supervised."""
+        """The mean loss of a prepared batch; of a deeply supervised network, every output predicts the same masks."""
+        labels, weight = batch["mask"], batch.get("weight")
         output = network(batch["sample"], self.timestep)
-        every = [output.sample, *(next(iter(heads.values())) for heads in output.deep or [])]
-        losses = [self.objective.loss_per_sample(one, batch["mask"], batch.get("weight")).mean() for one in every]
-        return torch.stack(losses).mean()
+        return output.supervise(lambda logits: self.objective.loss_per_sample(logits, labels, weight).mean())
 
     def _predict(self, network: UNet, image: Tensor) -> Tensor:
         """Class probabilities (K, *space) of an image (C, *space)."""
         predict = probabilities_of(lambda images: network(images, self.timestep).sample, network.device)
         return predict_image(predict, image, self.inference, network.multiple)
 
+    def _look(self, network: UNet, source: PairSource, index: int) -> tuple[np.ndarray, np.ndarray, Tensor]:
+        """An image (*space, C), its labels (*space), and the class probabilities (K, *space) that are predicted."""
+        arrays = source.read([index])
+        encoded = source.format.encode(arrays["sample"])[0]
+        return arrays["sample"][0], arrays["mask"][0], self._predict(network, encoded)
+
     def validate(self, network: UNet, accelerator: Accelerator) -> dict[str, Any] | None:
-        """The metrics of all held-out images, each predicted whole by one of the processes."""
-        if not len(self.held_out):
+        """The metrics of all held-out images, each predicted whole by one of the processes.
+
+        The first process leaves what is too long for a line, and the worst images, in `evaluation/` of the run folder.
+        """
+        source = self.held_out
+        if not len(source):
             return None
-        metrics = SegmentationMetrics(self.options)
-        losses: dict[str, float] = {}
-        for index in range(accelerator.process_index, len(self.held_out), accelerator.num_processes):
-            arrays = self.held_out.read([index])
-            labels = torch.from_numpy(arrays["mask"])
-            image = self.held_out.format.encode(arrays["sample"])[0]
-            probabilities = self._predict(network, image)
-            name = self.held_out.name(index)
-            metrics.update(probabilities[None], labels, names=[name])
+        own, colours = Evaluation.start(self.options), source.encoding.colours()
+        for index in range(accelerator.process_index, len(source), accelerator.num_processes):
+            image, labels, probabilities = self._look(network, source, index)
             logits = probabilities.clamp(min=1e-12).log()[None]
-            losses[name] = float(self.objective.loss_per_sample(logits, labels))
-        parts = Agreement().collect((metrics, losses))
-        computed = SegmentationMetrics.merged([part for part, _ in parts]).compute()
-        every = {name: value for _, part in parts for name, value in part.items()}
-        computed["loss"] = sum(every[name] for name in sorted(every)) / len(every)
-        return {name: computed[name] for name in SHOWN if name in computed}
+            loss = float(self.objective.loss_per_sample(logits, torch.from_numpy(labels)[None]))
+            own.add(source.name(index), image, labels, probabilities, loss, source.format, colours)
+        figures, cases = merged(Agreement().collect(own.parts()))
+        first_alone(lambda: write_evaluation(self.folder, figures, cases, colours))
+        return {name: figures[name] for name in SHOWN if name in figures}
 
     def picture(self, network: UNet) -> Image.Image | None:
-        """Images beside their truth and what the network says."""
-        rows = []
-        colours = self.shown.encoding.colours()
-        for index in range(min(self.sample_count, len(self.shown))):
-            arrays = self.shown.read([index])
-            image = self.shown.format.encode(arrays["sample"])[0]
-            found = self._predict(network, image).argmax(0).numpy()
-            raw, truth = arrays["sample"][0], arrays["mask"][0]
-            rows.append(
-                [
-                    image_plane(raw, self.shown.format),
-                    label_plane(truth, colours),
-                    label_plane(found, colours),
-                    overlay(raw, found, self.shown.format, colours),
-                ]
-            )
-        return panels(rows, ["image", "truth", "prediction", "overlay"]) if rows else None
+        """Images beside their truth, what the network says, where that is wrong, and where it is unsure."""
+        source, rows = self.shown, []
+        for index in range(min(self.sample_count, len(source))):
+            image, labels, probabilities = self._look(network, source, index)
+            rows.append(case_planes(image, labels, probabilities.numpy(), source.format, source.encoding.colours()))
+        return panels(rows, case_captions(source.num_classes)) if rows else None
 
 
 def network_spec(config: SegmentConfig, data: PairData, body: UNetSpec | None) -> UNetSpec:
@@ -131,9 +123,10 @@ def network_spec(config: SegmentConfig, data: PairData, body: UNetSpec | None) -
     plain = Architecture(time_embedding="none")
     for entry in fields(Architecture):
         given, theirs = getattr(config.model, entry.name), getattr(body, entry.name)
-        if given not in (getattr(plain, entry.name), theirs) and entry.name != "dropout":
+        if given not in (getattr(plain, entry.name), theirs) and entry.name not in OWN:
             raise ValueError(f"model.{entry.name} is {given!r}, but model.init_from has {theirs!r}: leave it out")
-    return body_spec(body, out_channels=classes, timed=config.model.timestep is not None)
+    own = {name: given for name in OWN if (given := getattr(config.model, name)) != getattr(plain, name)}
+    return body_spec(body, out_channels=classes, timed=config.model.timestep is not None, **own)
 
 
 def make_objective(config: SegmentConfig, data: PairData) -> MaskObjective:
@@ -145,6 +138,13 @@ def make_objective(config: SegmentConfig, data: PairData) -> MaskObjective:
     return MaskObjective(
         chosen.loss, weights, chosen.label_smoothing, gamma=chosen.gamma, alpha=chosen.alpha, beta=chosen.beta
     )
+
+
+def _weighted(source: PairSource, objective: ObjectiveConfig) -> PairSource:
+    """Training images with border weights, where the loss has any."""
+    if not objective.border_weight:
+        return source
+    return source.weighted(partial(border_weights, w0=objective.border_weight, sigma=objective.border_sigma))
 
 
 def segment_workload(config: SegmentConfig, batch_size: int) -> Workload:
@@ -159,7 +159,6 @@ def segment_workload(config: SegmentConfig, batch_size: int) -> Workload:
         hd95=evaluation.hd95,
         membrane=evaluation.membrane,
     )
-    border = (config.objective.border_weight, config.objective.border_sigma)
     task = SegmentTask(
         objective=make_objective(config, data),
         options=options,
@@ -168,15 +167,15 @@ def segment_workload(config: SegmentConfig, batch_size: int) -> Workload:
         held_out=data.validation,
         shown=data.validation if len(data.validation) else data.train,
         timestep=config.model.timestep,
-        border=border if border[0] else None,
         sample_count=min(config.train.sample_count, 8),
+        folder=config.folder,
     )
 
     def initialise(unet: UNet) -> None:
         assert denoiser is not None
         print(f"from {config.model.init_from}: {take_over(unet, denoiser.unet)}", file=sys.stderr)  # pyright: ignore
 
-    loader = partial(training_loader, data.train, config.data)
+    loader = partial(training_loader, _weighted(data.train, config.objective), config.data)
     return Workload(spec, task, loader, data.fingerprint(), None if denoiser is None else initialise)
 
 
