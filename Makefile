@@ -4,10 +4,16 @@ BIN := .venv/bin
 
 .PHONY: demo test test-slow lint .venv clean
 
-# Train on the embedded digits, draw new ones, and have a classifier read them.
+# Train on the embedded digits, draw new ones, and have a classifier read them; then segment digit scenes with few
+# labels, from a denoiser of scenes without labels and from scratch.
 demo: .venv
 	$(BIN)/python train/denoise.py configs/digits.yaml --run_dir runs/demo
 	$(BIN)/python sample/check_digits.py runs/demo
+	$(BIN)/python train/denoise.py configs/scenes_denoiser.yaml --run_dir runs/scenes_denoiser
+	$(BIN)/python train/segment.py configs/scenes_few_labels.yaml --run_dir runs/scenes_from_denoiser \
+		--model.init_from runs/scenes_denoiser --model.timestep 20
+	$(BIN)/python train/segment.py configs/scenes_few_labels.yaml --run_dir runs/scenes_from_scratch
+	$(BIN)/python sample/check_scenes.py runs/scenes_from_denoiser runs/scenes_from_scratch --digits runs/demo
 
 test: .venv
 	$(BIN)/python -m pytest -n auto --maxprocesses 4 -m "not slow"

@@ -1,0 +1,108 @@
+"""Judge segmentation runs on the embedded digit scenes: held-out test scenes, with figures and pictures.
+
+python sample/check_scenes.py RUN [RUN ...]
+
+Every run gets `scenes.json` and, in `scenes/`, masks, overlays and maps of uncertainty of some scenes; the first run's
+folder gets `comparison.png` too, where each run's masks of the same scenes stand side by side.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import Image
+
+from unetdiff.command import CommandParser, run_command, user_errors
+from unetdiff.data.scenes import SCENE_CLASSES, scenes
+from unetdiff.files import read_json, write_json
+from unetdiff.mask_figures import entropy_plane, image_plane, label_plane, panels
+from unetdiff.mask_outputs import write_segmentation
+from unetdiff.progress import progress
+from unetdiff.runs import Run, load_run
+from unetdiff.segmentation.metrics import MetricOptions, SegmentationMetrics
+from unetdiff.segmenting import segment
+
+PASSES = 20  # with dropout on, of the scenes that are shown
+COMPARED = 8  # scenes in the picture of all runs
+
+
+def load_runs(paths: list[Path]) -> list[Run]:
+    """The runs; `ValueError` where one knows no digit scenes."""
+    runs = [load_run(path) for path in paths]
+    for run in runs:
+        if run.masks.class_names != SCENE_CLASSES:
+            raise ValueError(f"{run.folder} is no run on the embedded digit scenes")
+    return runs
+
+
+def judge(run: Run, images: np.ndarray, masks: np.ndarray) -> dict:
+    """The metrics of a run over all scenes: images uint8 (n, 32, 32, 1), masks (n, 32, 32)."""
+    metrics = SegmentationMetrics(MetricOptions(class_names=SCENE_CLASSES))
+    pairs = progress(
+        desc=f"segmenting, {run.folder.name}", unit="scene", iterable=list(zip(images, masks, strict=True))
+    )
+    for number, (image, mask) in enumerate(pairs):
+        found = segment(run, image)
+        labels = torch.from_numpy(mask.astype(np.int64))
+        metrics.update(torch.from_numpy(found.probabilities)[None], labels[None], names=[f"scene {number}"])
+    return metrics.compute()
+
+
+def write_pictures(run: Run, images: np.ndarray, masks: np.ndarray) -> None:
+    """Masks, overlays and maps of uncertainty of some scenes."""
+    folder = run.folder / "scenes"
+    folder.mkdir(exist_ok=True)
+    for number, (image, mask) in enumerate(zip(images, masks, strict=True)):
+        found = segment(run, image, passes=PASSES)
+        write_segmentation(folder, f"{number:02}", image, found, run, mask.astype(np.int64))
+
+
+def comparison(runs: list[Run], images: np.ndarray, masks: np.ndarray) -> Image.Image:
+    """Scenes, their truth, and for each run its masks and where it is unsure."""
+    colours = runs[0].masks.colours()
+    rows = []
+    for image, mask in zip(images, masks, strict=True):
+        row = [image_plane(image, runs[0].format), label_plane(mask.astype(np.int64), colours)]
+        for run in runs:
+            found = segment(run, image)
+            row += [label_plane(found.labels, colours), entropy_plane(found.probabilities)]
+        rows.append(row)
+    captions = [caption for run in runs for caption in (run.folder.name, "entropy")]
+    return panels(rows, ["image", "truth", *captions])
+
+
+def main() -> int:
+    parser = CommandParser(prog="python sample/check_scenes.py", description=__doc__)
+    parser.add_argument("runs", type=Path, nargs="+", metavar="RUN", help="segmentation runs on digit scenes")
+    parser.add_argument("--shown", type=int, default=12, help="scenes that get pictures (default %(default)s)")
+    parser.add_argument("--digits", type=Path, metavar="RUN", help="a run that sample/check_digits.py judged: its "
+                        "share is said again in the last line")  # fmt: skip
+    options = parser.parse_args()
+    with user_errors():
+        runs = load_runs(options.runs)
+        said = [] if options.digits is None else [digits_line(options.digits)]
+    images, masks = scenes("test")
+    results = []
+    for run in runs:
+        figures = judge(run, images, masks)
+        write_json(run.folder / "scenes.json", figures)
+        write_pictures(run, images[: options.shown], masks[: options.shown])
+        results.append(f"{figures['mean_iou']:.3f} {run.folder.name}")
+        print(f"{run.folder.name}: mean Dice {figures['mean_dice']:.3f}, accuracy {figures['accuracy']:.3f}, "
+              f"ECE {figures['ece']:.3f}; pictures in {run.folder / 'scenes'}")  # fmt: skip
+    comparison(runs, images[:COMPARED], masks[:COMPARED]).save(runs[0].folder / "comparison.png")
+    print(f"side by side: {runs[0].folder / 'comparison.png'}")
+    print("; ".join([*said, f"test mean IoU on {len(images)} digit scenes: {', '.join(results)}"]))
+    return 0
+
+
+def digits_line(run: Path) -> str:
+    """What `sample/check_digits.py` found."""
+    figures = read_json(run / "digits.json")
+    return f"digits: {figures['read_as_their_class']:.1%} of {figures['samples']} samples are read as their class"
+
+
+if __name__ == "__main__":
+    run_command(main)
