@@ -14,10 +14,10 @@ from tests.networks import redraw
 from unetdiff import UNet
 from unetdiff.data.formats import DataFormat
 from unetdiff.data.masks import MaskEncoding
-from unetdiff.mask_outputs import MAPS, find_images, read_truth, write_rows
+from unetdiff.mask_outputs import check_names, write_rows
 from unetdiff.runs import Companions, Run
 from unetdiff.segmentation.predict import Inference
-from unetdiff.segmenting import segment, segment_rows
+from unetdiff.segmenting import MAPS, segment, segment_rows
 
 COLOURS = ((0, 0, 0), (255, 0, 0), (0, 0, 255))
 
@@ -44,14 +44,7 @@ def test_rows_are_the_whole(run: Run, tmp_path: Path) -> None:
     assert Image.open(tmp_path / "x_overlay.png").size == (67, 101)
 
 
-def test_images_are_found_by_name_and_mistakes_are_named(run: Run, tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match="there is no"):
-        find_images(tmp_path / "none", run.format)
-    with pytest.raises(ValueError, match="holds no files"):
-        find_images(tmp_path, run.format)
-    Image.fromarray(np.zeros((3, 4), np.uint8)).save(tmp_path / "a.png")
-    np.save(tmp_path / "a.npy", np.zeros((3, 4), np.uint8))
-    with pytest.raises(ValueError, match="two files called a"):
-        find_images(tmp_path, run.format)
-    with pytest.raises(ValueError, match="has no mask called b"):
-        read_truth(tmp_path, "b", run.masks, (3, 4))
+def test_names_that_would_share_a_file_are_refused() -> None:
+    check_names(["a", "b_overlay", "overlay"])
+    with pytest.raises(ValueError, match="a and a_overlay would share a file"):
+        check_names(["a", "a_overlay"])

@@ -1,76 +1,52 @@
-"""Images in, masks out: what `sample/masks.py` reads and writes."""
+"""What `sample/masks.py` writes: masks, pictures, probabilities and maps of uncertainty, whole or row by row."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator
-from functools import partial
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from PIL import Image
 
-from unetdiff.data.files import list_files
-from unetdiff.data.formats import DataFormat
-from unetdiff.data.masks import MaskEncoding, mask_suffix, write_mask
-from unetdiff.data.volumes import ARRAY_SUFFIXES, read_image, read_mask, stem_of
+from unetdiff.data.masks import mask_suffix, write_mask
+from unetdiff.data.windows import Windowed, thinned
 from unetdiff.mask_figures import error_plane, image_plane, label_plane, map_picture, overlay, panels
 from unetdiff.runs import Run
 from unetdiff.segmentation.uncertainty import Uncertainty
 from unetdiff.segmenting import MAPS, Segmentation, maps_of
 
-LARGE = 2**22
-"""Positions from which an image's results are written row by row, as .npy files, and never held whole."""
-
 PREVIEW = 1024  # positions of the longer side of a large image's pictures
 
-
-def find_images(path: Path, format: DataFormat) -> dict[str, Callable[[], np.ndarray]]:
-    """Images by the names that their masks get, each read when it is called: (*space, C).
-
-    A file that holds one dimension more than the network takes is a stack of images.
-
-    Raises:
-        ValueError: there is nothing, or two files have one name.
-    """
-    if not path.exists():
-        raise ValueError(f"there is no {path}; expected an image or a folder of them")
-    files = [path] if path.is_file() else list_files(path, ARRAY_SUFFIXES)
-    found: dict[str, Callable[[], np.ndarray]] = {}
-    for file in files:
-        name = stem_of(file)
-        if name in found:
-            raise ValueError(f"{path} has two files called {name}; expected different names")
-        found[name] = partial(read_image, file, format.dims)
-    return found
+ENDINGS = ("overlay", "panels", "objects", "instances", "probabilities", *MAPS)
+"""What follows an image's name in the names of its results."""
 
 
-def read_truth(folder: Path, name: str, encoding: MaskEncoding, space: tuple[int, ...]) -> np.ndarray:
-    """The true labels (*space) of an image by its name.
-
-    Raises:
-        ValueError: there is none, or it has another size or other values.
-    """
-    candidates = [folder / f"{name}{suffix}" for suffix in ARRAY_SUFFIXES]
-    path = next((candidate for candidate in candidates if candidate.is_file()), None)
-    if path is None:
-        raise ValueError(f"{folder} has no mask called {name}; expected {name}{encoding.suffix}")
-    try:
-        labels = encoding.encode(read_mask(path).array)
-    except ValueError as error:
-        raise ValueError(f"{path} {error}") from error
-    if labels.shape != space:
-        raise ValueError(f"{path} has size {list(labels.shape)}; the image has {list(space)}")
-    return labels
+def check_names(names: Sequence[str]) -> None:
+    """Raise `ValueError` for an image whose mask would have the name of another image's picture."""
+    known = set(names)
+    for name in names:
+        for ending in ENDINGS:
+            if f"{name}_{ending}" in known:
+                raise ValueError(f"the images {name} and {name}_{ending} would share a file; expected other names")
 
 
 def write_segmentation(
-    folder: Path, name: str, image: np.ndarray, found: Segmentation, run: Run, truth: np.ndarray | None
+    folder: Path,
+    name: str,
+    image: np.ndarray,
+    found: Segmentation,
+    run: Run,
+    truth: np.ndarray | None = None,
+    affine: np.ndarray | None = None,
 ) -> None:
-    """Write the mask, an overlay (with `truth`: a row of panels), the numbers, and the maps of uncertainty."""
+    """Write the mask, an overlay (with `truth`: a row of panels), the numbers, and the maps of uncertainty.
+
+    affine: (4, 4), where the voxels of the image lie, for masks that are NIfTI files.
+    """
     encoding, format = run.masks, run.format
-    write_mask(found.labels, encoding, folder / f"{name}{mask_suffix(encoding, format.dims)}")
+    write_mask(found.labels, encoding, folder / f"{name}{mask_suffix(encoding, format.dims)}", affine)
     colours = encoding.colours()
     Image.fromarray(overlay(image, found.labels, format, colours)).save(folder / f"{name}_overlay.png")
     if truth is not None:
@@ -107,7 +83,7 @@ class RowFile:
         return np.array(held[tuple(slice(None, None, step) for _ in held.shape)])
 
 
-def write_rows(folder: Path, name: str, image: np.ndarray, rows: Iterator[tuple[int, Uncertainty]], run: Run) -> None:
+def write_rows(folder: Path, name: str, image: Windowed, rows: Iterator[tuple[int, Uncertainty]], run: Run) -> None:
     """As `write_segmentation`, for an image whose results are not held whole: .npy files, and small pictures.
 
     `NAME.npy` is the mask in the form of the training masks, `NAME_probabilities.npy` (K, *space) and a file per map of
@@ -130,10 +106,8 @@ def write_rows(folder: Path, name: str, image: np.ndarray, rows: Iterator[tuple[
             maps[entry].write(start, values.numpy())
         rest = tuple(slice(None, None, step) for _ in space[1:])
         shown.append(labels[(slice((-start) % step, None, step), *rest)].copy())  # a view would keep all of them
-    small = np.array(image[tuple(slice(None, None, step) for _ in space)])
-    Image.fromarray(overlay(small, np.concatenate(shown), format, encoding.colours())).save(
-        folder / f"{name}_overlay.png"
-    )
+    small = overlay(thinned(image, step), np.concatenate(shown), format, encoding.colours())
+    Image.fromarray(small).save(folder / f"{name}_overlay.png")
     most = math.log(encoding.num_classes)
     for entry, file in maps.items():
         map_picture(file.preview(step), f"{entry.replace('_', ' ')} (nats)", most).save(folder / f"{name}_{entry}.png")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from functools import lru_cache
 from pathlib import Path
 from typing import NamedTuple
@@ -12,14 +13,12 @@ from unetdiff.data.errors import first_line
 from unetdiff.data.formats import DTYPES
 from unetdiff.data.images import SUFFIXES, decode_image, decode_numbers, decode_pages, page_count
 from unetdiff.data.records import array_header, open_npy
+from unetdiff.data.windows import NpyWindows, Windowed, exact_floats, tiff_windows
 
 NIFTI = (".nii", ".nii.gz")
 TIFF = (".tif", ".tiff")
 ARRAY_SUFFIXES = (*SUFFIXES, ".npy", *NIFTI)
 """Files that hold an image, a volume or a track."""
-
-EXACT = 2**24
-"""Whole numbers up to this are exact in float32."""
 
 
 class RawMask(NamedTuple):
@@ -63,6 +62,26 @@ def read_image(path: Path, dims: int | None) -> np.ndarray:
     return image
 
 
+def open_image(path: Path, dims: int, least: int) -> Windowed:
+    """As `read_image`; a .npy or TIFF file of `least` positions or more is read by windows where its form allows that.
+
+    What is read whole for its form: TIFF with a palette, with bits or numbers that are no dtype of images, or whose
+    compression only pillow knows; NIfTI; every other image.
+
+    Raises:
+        ValueError: it cannot be read, or its axes or numbers do not fit.
+    """
+    suffix = suffix_of(path)
+    if suffix == ".npy":
+        array = open_npy(path)
+        whole = array.dtype.kind in "iu" and array.dtype.name not in DTYPES
+        header = array_header(array.shape, np.dtype(np.float32) if whole else array.dtype, dims, str(path))
+        if math.prod(header.shape[:-1]) >= least:
+            return NpyWindows(path, header.shape, header.dtype)
+    windows = tiff_windows(path, dims, least) if suffix in TIFF and dims > 1 else None
+    return read_image(path, dims) if windows is None else windows
+
+
 def read_mask(path: Path) -> RawMask:
     """A mask as its file stores it; NIfTI comes as (Z, Y, X).
 
@@ -81,6 +100,12 @@ def read_mask(path: Path) -> RawMask:
             raise
         array, palette = _tiff_array(path), None
     return RawMask(array, None if palette is None else _shared(palette))
+
+
+def open_mask(path: Path, dims: int, least: int) -> Windowed:
+    """A mask's numbers, (*space) or (*space, C), by windows as `open_image`; indices stay indices."""
+    windows = tiff_windows(path, dims, least, indexed=True) if suffix_of(path) in TIFF and dims > 1 else None
+    return read_mask(path).array if windows is None else windows
 
 
 @lru_cache(maxsize=16)
@@ -124,9 +149,7 @@ def nifti_affine(path: Path) -> np.ndarray:
 def _as_image(array: np.ndarray, dims: int | None, name: str) -> np.ndarray:
     """(*space, C) in a dtype of `DTYPES`: other whole numbers, such as those of CT, become float32 where exact."""
     if array.dtype.kind in "iu" and array.dtype.name not in DTYPES:
-        if array.size and max(-int(array.min()), int(array.max())) > EXACT:
-            raise ValueError(f"{name} holds numbers beyond {EXACT}, which float32 cannot; expected smaller ones.")
-        array = array.astype(np.float32)
+        array = exact_floats(array, name)
     header = array_header(array.shape, array.dtype, dims, name)
     return array.astype(header.dtype, copy=False).reshape(header.shape)  # memory-mapped data stay so
 

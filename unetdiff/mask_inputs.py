@@ -1,0 +1,140 @@
+"""What `sample/masks.py` reads: images to segment, and the masks that are their truth."""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from unetdiff.data.files import list_files
+from unetdiff.data.formats import DataFormat
+from unetdiff.data.masks import MaskEncoding
+from unetdiff.data.volumes import ARRAY_SUFFIXES, NIFTI, nifti_affine, open_image, open_mask, stem_of, suffix_of
+from unetdiff.data.windows import Windowed
+
+LARGE = 2**22
+"""Positions from which an image is read, predicted and written in parts, and never held whole."""
+
+TILES = {1: 2**18, 2: 512, 3: 96}
+"""The side of the tiles of large images by dimension, where none is asked for."""
+
+
+def is_large(image: Windowed) -> bool:
+    """Whether an image (*space, C) is not held whole."""
+    return math.prod(image.shape[:-1]) >= LARGE
+
+
+@dataclass(frozen=True)
+class ImageFile:
+    """An image to segment. name: what its results are called. dims: spatial axes."""
+
+    path: Path
+    name: str
+    dims: int
+
+    def open(self) -> Windowed:
+        """(*space, C), from a large .npy or TIFF file by windows; `ValueError` names a file that cannot be read."""
+        return open_image(self.path, self.dims, LARGE)
+
+    @property
+    def affine(self) -> np.ndarray | None:
+        """(4, 4), where the voxels of a NIfTI file lie; None for other files."""
+        return nifti_affine(self.path) if suffix_of(self.path) in NIFTI else None
+
+
+def find_images(path: Path, format: DataFormat) -> list[ImageFile]:
+    """An image, or those in a folder and the folders in it, with names that all differ.
+
+    Raises:
+        ValueError: there is nothing, or two files have one name.
+    """
+    if not path.exists():
+        raise ValueError(f"there is no {path}; expected an image or a folder of them")
+    if path.is_file() and not path.name.lower().endswith(ARRAY_SUFFIXES):
+        raise ValueError(f"{path} is no image; expected a file such as {', '.join(ARRAY_SUFFIXES[:3])} or .npy")
+    files = [path] if path.is_file() else list_files(path, ARRAY_SUFFIXES)
+    found = [ImageFile(file, stem_of(file), format.dims) for file in files]
+    name, count = Counter(image.name for image in found).most_common(1)[0]
+    if count > 1:
+        raise ValueError(f"{path} has {count} files called {name}; expected different names")
+    return found
+
+
+@dataclass(frozen=True)
+class TruthMask:
+    """The true labels of an image, read some rows of its first axis at a time."""
+
+    path: Path
+    array: Windowed
+    encoding: MaskEncoding
+    space: tuple[int, ...]
+
+    def rows(self, start: int, count: int) -> np.ndarray:
+        """int64 (count, *rest), 0 ... K-1 and `IGNORE`; `ValueError` names the file where it holds other values."""
+        window = (slice(start, start + count), *(slice(0, length) for length in self.space[1:]))
+        values = np.asarray(self.array[window])
+        plain = values.ndim > len(self.space) and not self.encoding.channels
+        try:
+            return self.encoding.encode(values[..., 0] if plain else values)
+        except ValueError as error:
+            raise ValueError(f"{self.path} {error}") from error
+
+    def whole(self) -> np.ndarray:
+        """int64 (*space)."""
+        return self.rows(0, self.space[0])
+
+
+def open_truth(folder: Path, name: str, encoding: MaskEncoding, space: tuple[int, ...]) -> TruthMask:
+    """The mask of an image (*space) by its name.
+
+    Raises:
+        ValueError: there is none, or it has another size.
+    """
+    candidates = [folder / f"{name}{suffix}" for suffix in ARRAY_SUFFIXES]
+    path = next((candidate for candidate in candidates if candidate.is_file()), None)
+    if path is None:
+        raise ValueError(f"{folder} has no mask called {name}; expected {name}{encoding.suffix}")
+    array = open_mask(path, len(space), LARGE)
+    channels = tuple(array.shape[len(space) :])
+    if tuple(array.shape[: len(space)]) != space or len(channels) > 1:
+        raise ValueError(f"{path} has size {list(array.shape)}; the image has {list(space)}")
+    if channels not in ([(encoding.channels,)] if encoding.channels else [(), (1,)]):
+        raise ValueError(f"{path} has {channels[0] if channels else 1} channels; expected {encoding.channels or 1}")
+    return TruthMask(path, array, encoding, space)
+
+
+def class_of(text: str, encoding: MaskEncoding, option: str) -> int | None:
+    """The class that an option names, by its number or else its name; None for `none`.
+
+    Raises:
+        ValueError: there is no such class.
+    """
+    names = encoding.class_names
+    if text.isdigit() and int(text) < len(names):
+        return int(text)
+    if text in names:
+        return names.index(text)
+    if text == "none":
+        return None
+    raise ValueError(f"{option} names {text!r}; the classes are 0 to {len(names) - 1}, or {', '.join(names)}")
+
+
+def check_output(out: Path, images: Path, truth: Path | None) -> None:
+    """Whether results can be written to a folder without harm.
+
+    Raises:
+        ValueError: it is a file, or lies in the folder of the images or of their truth: those would be overwritten, or
+            results be read as images the next time.
+    """
+    if out.exists() and not out.is_dir():
+        raise ValueError(f"--out {out} is a file; expected a folder")
+    place = out.resolve()
+    for what, folder in {"IMAGES": images.parent if images.is_file() else images, "--truth": truth}.items():
+        if folder is None:
+            continue
+        inside = images.is_dir() and place.is_relative_to(folder.resolve())
+        if inside or place == folder.resolve():
+            raise ValueError(f"--out {out} lies in the folder of {what}, {folder}; expected another")
