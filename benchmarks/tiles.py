@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 
 from unetdiff import load_run, segment
-from unetdiff.mask_inputs import ImageFile, find_images, open_truth
+from unetdiff.masks.inputs import ImageFile, find_images, open_truth
 from unetdiff.segmentation.predict import Inference
 
 

@@ -18,7 +18,7 @@ from unetdiff.command import CommandParser, run_command, user_errors
 from unetdiff.data.scenes import SCENE_CLASSES, scenes
 from unetdiff.files import read_json, write_json
 from unetdiff.mask_figures import entropy_plane, image_plane, label_plane, panels
-from unetdiff.mask_outputs import write_segmentation
+from unetdiff.masks.outputs import write_segmentation
 from unetdiff.progress import progress
 from unetdiff.runs import Run, load_run
 from unetdiff.segmentation.metrics import MetricOptions, SegmentationMetrics

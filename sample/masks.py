@@ -50,7 +50,7 @@ def arguments(given: Sequence[str]) -> argparse.Namespace:
 def main() -> int:
     options = arguments(sys.argv[1:])  # before torch is imported
 
-    from unetdiff.mask_command import segment_files
+    from unetdiff.masks.command import segment_files
 
     with user_errors():
         for line in segment_files(options):

@@ -14,7 +14,7 @@ from tests.networks import redraw
 from unetdiff import UNet
 from unetdiff.data.formats import DataFormat
 from unetdiff.data.masks import MaskEncoding
-from unetdiff.mask_outputs import check_names, write_rows
+from unetdiff.masks.outputs import check_names, write_rows
 from unetdiff.runs import Companions, Run
 from unetdiff.segmentation.predict import Inference
 from unetdiff.segmenting import MAPS, segment, segment_rows

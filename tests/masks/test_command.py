@@ -21,9 +21,11 @@ from torch.testing import assert_close
 from tests.networks import redraw
 from tests.runs import ROOT, one_sentence
 from tests.training.test_segment import fit_masks
-from unetdiff import UNet, load_run, mask_command, mask_inputs
+from unetdiff import UNet, load_run
 from unetdiff.data.formats import DataFormat
 from unetdiff.data.masks import MaskEncoding
+from unetdiff.masks import command as mask_command
+from unetdiff.masks import inputs as mask_inputs
 from unetdiff.presets import preset
 from unetdiff.runs import Companions, write_network
 

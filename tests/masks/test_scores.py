@@ -11,8 +11,8 @@ import pytest
 import torch
 
 from unetdiff.data.masks import MaskEncoding
-from unetdiff.mask_inputs import TruthMask
-from unetdiff.mask_scores import TruthScores, evaluation_of, score_list, score_page, shown, worst_first
+from unetdiff.masks.inputs import TruthMask
+from unetdiff.masks.scores import TruthScores, evaluation_of, score_list, score_page, shown, worst_first
 from unetdiff.segment_config import EvaluationConfig
 from unetdiff.segmentation.metrics import MetricOptions
 from unetdiff.segmentation.uncertainty import decompose

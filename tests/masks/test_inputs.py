@@ -10,7 +10,7 @@ from PIL import Image
 
 from unetdiff.data.formats import DataFormat
 from unetdiff.data.masks import MaskEncoding
-from unetdiff.mask_inputs import check_output, class_of, find_images, open_truth
+from unetdiff.masks.inputs import check_output, class_of, find_images, open_truth
 
 GREY = DataFormat(dims=2, channels=1, dtype="uint8", low=0, high=255)
 ENCODING = MaskEncoding(kind="values", values=(0, 7), class_names=("ground", "0"), ignore=(255,))

@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 
-from unetdiff.mask_inputs import TruthMask
+from unetdiff.masks.inputs import TruthMask
 from unetdiff.segment_config import EvaluationConfig
 from unetdiff.segmentation.metrics import MetricOptions, SegmentationMetrics
 from unetdiff.segmentation.overlap import overlaps

@@ -12,7 +12,7 @@ import numpy as np
 
 from unetdiff.data.windows import Windowed
 from unetdiff.files import write_json, write_text
-from unetdiff.mask_inputs import (
+from unetdiff.masks.inputs import (
     TILES,
     ImageFile,
     TruthMask,
@@ -22,9 +22,9 @@ from unetdiff.mask_inputs import (
     is_large,
     open_truth,
 )
-from unetdiff.mask_objects import ObjectOptions, write_objects
-from unetdiff.mask_outputs import check_names, write_rows, write_segmentation
-from unetdiff.mask_scores import TruthScores, evaluation_of, score_list, score_page, shown
+from unetdiff.masks.objects import ObjectOptions, write_objects
+from unetdiff.masks.outputs import check_names, write_rows, write_segmentation
+from unetdiff.masks.scores import TruthScores, evaluation_of, score_list, score_page, shown
 from unetdiff.progress import progress
 from unetdiff.runs import Run, load_run
 from unetdiff.segmentation.metrics import MetricOptions

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from unetdiff.data.masks import mask_suffix
-from unetdiff.mask_objects import METHODS, ObjectOptions, numbers_encoding, object_colours
+from unetdiff.masks.objects import METHODS, ObjectOptions, numbers_encoding, object_colours
 from unetdiff.segmenting import Segmentation
 
 
