@@ -31,6 +31,27 @@ def test_images_are_found_by_name_and_mistakes_are_named(tmp_path: Path) -> None
         find_images(tmp_path, GREY)
 
 
+def test_slices_of_a_folder_are_a_volume(tmp_path: Path) -> None:
+    """Images and masks alike, the masks in a folder of the volume's name or in the folder that is given."""
+    volume = np.random.default_rng(0).integers(0, 256, (3, 4, 5)).astype(np.uint8)
+    labels = np.where(volume > 99, 7, 0).astype(np.uint8)
+    for number in range(3):
+        for place, array in (("brain", volume), ("truth/brain", labels), ("flat", labels)):
+            (tmp_path / place).mkdir(parents=True, exist_ok=True)
+            Image.fromarray(array[number]).save(tmp_path / place / f"{number}.png")
+    cubes = DataFormat(dims=3, channels=1, dtype="uint8", low=0, high=255)
+    (found,) = find_images(tmp_path / "brain", cubes)
+    assert found.name == "brain"
+    np.testing.assert_array_equal(found.open()[:][..., 0], volume)
+    for folder in ("truth", "flat"):
+        np.testing.assert_array_equal(open_truth(tmp_path / folder, "brain", ENCODING, (3, 4, 5)).whole(), labels > 0)
+    with pytest.raises(ValueError, match="has size"):
+        open_truth(tmp_path / "flat", "brain", ENCODING, (2, 4, 5))
+    Image.fromarray(np.zeros((4, 6), np.uint8)).save(tmp_path / "brain" / "9.png")
+    with pytest.raises(ValueError, match=r"9\.png has shape \[4, 6, 1\].*slices of one volume"):
+        found = find_images(tmp_path / "brain", cubes)[0].open()
+
+
 def test_truth_is_read_by_rows(tmp_path: Path) -> None:
     values = np.array([0, 7, 255])[np.random.default_rng(0).integers(0, 3, (9, 5))].astype(np.uint8)
     Image.fromarray(values).save(tmp_path / "a.png")

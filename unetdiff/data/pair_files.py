@@ -13,13 +13,22 @@ import numpy as np
 
 from unetdiff.config import DataConfig
 from unetdiff.data.files import list_files
-from unetdiff.data.images import decode_numbers, page_count
+from unetdiff.data.images import decode_numbers
 from unetdiff.data.mask_options import MaskDataConfig
 from unetdiff.data.records import array_header, open_npy
 from unetdiff.data.scenes import COUNTS, SCENE_CLASSES, scenes
 from unetdiff.data.splits import SPLIT_NAMES
 from unetdiff.data.tables import Table, open_tables
-from unetdiff.data.volumes import ARRAY_SUFFIXES, NIFTI, RawMask, read_image, read_mask, stem_of, suffix_of
+from unetdiff.data.volumes import (
+    ARRAY_SUFFIXES,
+    RawMask,
+    holds_slice,
+    read_image,
+    read_mask,
+    stack_slices,
+    stem_of,
+    suffix_of,
+)
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -170,7 +179,7 @@ def _listed(root: Path, settings: MaskDataConfig) -> list[Pair]:
 def _stacked(pairs: list[Pair], dims: int | None) -> list[Pair]:
     """For 3-D data in files of 2-D images: one stack per folder, its slices in the order of their names."""
     path = Path(pairs[0].name) if pairs else None
-    if dims != 3 or path is None or suffix_of(path) in (".npy", *NIFTI) or page_count(path, str(path)) > 1:
+    if dims != 3 or path is None or not holds_slice(path):
         return pairs
     folders: dict[str, list[Pair]] = {}
     for pair in sorted(pairs, key=lambda pair: pair.key):
@@ -187,26 +196,14 @@ def _stack(key: str, slices: list[Pair]) -> Pair:
         key=key,
         name=f"{Path(names[0]).parent} ({len(names)} slices)",
         mask_name=f"{Path(slices[0].mask_name).parent} ({len(names)} slices)",
-        image=partial(_stack_images, images, names),
+        image=partial(stack_slices, images, names),
         mask=partial(_stack_masks, [pair.mask for pair in slices], [pair.mask_name for pair in slices]),
     )
 
 
-def _stack_images(images: list[Callable[[], np.ndarray]], names: list[str]) -> np.ndarray:
-    """Slices as one array; ValueError names the first that has another shape or dtype."""
-    slices = [image() for image in images]
-    for name, one in zip(names, slices, strict=True):
-        if (one.shape, one.dtype) != (slices[0].shape, slices[0].dtype):
-            raise ValueError(
-                f"{name} has shape {list(one.shape)} and dtype {one.dtype}; expected {list(slices[0].shape)} and "
-                f"{slices[0].dtype} as in {names[0]}, since they are slices of one volume."
-            )
-    return np.stack(slices)
-
-
 def _stack_masks(masks: list[Callable[[], RawMask]], names: list[str]) -> RawMask:
     slices = [mask() for mask in masks]
-    return RawMask(_stack_images([partial(held, one.array) for one in slices], names), slices[0].palette)
+    return RawMask(stack_slices([partial(held, one.array) for one in slices], names), slices[0].palette)
 
 
 def held(value: Any) -> Any:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable, Sequence
 from functools import lru_cache
 from pathlib import Path
 from typing import NamedTuple
@@ -37,6 +38,23 @@ def suffix_of(path: Path) -> str:
 def stem_of(path: Path) -> str:
     """The name without its suffix."""
     return path.name[: len(path.name) - len(suffix_of(path))]
+
+
+def holds_slice(path: Path) -> bool:
+    """Whether a file holds one 2-D image, which with its neighbours may be a volume."""
+    return suffix_of(path) not in (".npy", *NIFTI) and page_count(path, str(path)) == 1
+
+
+def stack_slices(slices: Sequence[Callable[[], np.ndarray]], names: Sequence[str]) -> np.ndarray:
+    """Slices as one array; `ValueError` names the first that has another shape or dtype."""
+    arrays = [read() for read in slices]
+    for name, one in zip(names, arrays, strict=True):
+        if (one.shape, one.dtype) != (arrays[0].shape, arrays[0].dtype):
+            raise ValueError(
+                f"{name} has shape {list(one.shape)} and dtype {one.dtype}; expected {list(arrays[0].shape)} and "
+                f"{arrays[0].dtype} as in {names[0]}, since they are slices of one volume."
+            )
+    return np.stack(arrays)
 
 
 def read_image(path: Path, dims: int | None) -> np.ndarray:

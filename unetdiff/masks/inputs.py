@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import math
 from collections import Counter
+from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -12,7 +14,19 @@ import numpy as np
 from unetdiff.data.files import list_files
 from unetdiff.data.formats import DataFormat
 from unetdiff.data.masks import MaskEncoding
-from unetdiff.data.volumes import ARRAY_SUFFIXES, NIFTI, nifti_affine, open_image, open_mask, stem_of, suffix_of
+from unetdiff.data.volumes import (
+    ARRAY_SUFFIXES,
+    NIFTI,
+    holds_slice,
+    nifti_affine,
+    open_image,
+    open_mask,
+    read_image,
+    read_mask,
+    stack_slices,
+    stem_of,
+    suffix_of,
+)
 from unetdiff.data.windows import Windowed
 
 LARGE = 2**22
@@ -29,14 +43,21 @@ def is_large(image: Windowed) -> bool:
 
 @dataclass(frozen=True)
 class ImageFile:
-    """An image to segment. name: what its results are called. dims: spatial axes."""
+    """An image to segment.
+
+    path: the file, or the folder of a volume whose slices are files. name: what its results are called. dims: spatial
+    axes. slices: files of 2-D images that are one volume, in their order.
+    """
 
     path: Path
     name: str
     dims: int
+    slices: tuple[Path, ...] = ()
 
     def open(self) -> Windowed:
         """(*space, C), from a large .npy or TIFF file by windows; `ValueError` names a file that cannot be read."""
+        if self.slices:
+            return stack_slices([partial(read_image, path, 2) for path in self.slices], list(map(str, self.slices)))
         return open_image(self.path, self.dims, LARGE)
 
     @property
@@ -48,6 +69,8 @@ class ImageFile:
 def find_images(path: Path, format: DataFormat) -> list[ImageFile]:
     """An image, or those in a folder and the folders in it, with names that all differ.
 
+    Where the network takes volumes and files hold 2-D images, those of one folder are a volume that is called as it is.
+
     Raises:
         ValueError: there is nothing, or two files have one name.
     """
@@ -56,11 +79,22 @@ def find_images(path: Path, format: DataFormat) -> list[ImageFile]:
     if path.is_file() and not path.name.lower().endswith(ARRAY_SUFFIXES):
         raise ValueError(f"{path} is no image; expected a file such as {', '.join(ARRAY_SUFFIXES[:3])} or .npy")
     files = [path] if path.is_file() else list_files(path, ARRAY_SUFFIXES)
-    found = [ImageFile(file, stem_of(file), format.dims) for file in files]
+    if path.is_dir() and format.dims == 3 and holds_slice(files[0]):
+        found = _volumes(files)
+    else:
+        found = [ImageFile(file, stem_of(file), format.dims) for file in files]
     name, count = Counter(image.name for image in found).most_common(1)[0]
     if count > 1:
         raise ValueError(f"{path} has {count} files called {name}; expected different names")
     return found
+
+
+def _volumes(slices: Sequence[Path]) -> list[ImageFile]:
+    """The slices of each folder as one image."""
+    folders: dict[Path, list[Path]] = {}
+    for path in slices:
+        folders.setdefault(path.parent, []).append(path)
+    return [ImageFile(folder, folder.resolve().name, 3, tuple(files)) for folder, files in folders.items()]
 
 
 @dataclass(frozen=True)
@@ -88,22 +122,38 @@ class TruthMask:
 
 
 def open_truth(folder: Path, name: str, encoding: MaskEncoding, space: tuple[int, ...]) -> TruthMask:
-    """The mask of an image (*space) by its name.
+    """The mask of an image (*space) by its name; that of a volume may be a folder of slices, or `folder` be one.
 
     Raises:
         ValueError: there is none, or it has another size.
     """
     candidates = [folder / f"{name}{suffix}" for suffix in ARRAY_SUFFIXES]
     path = next((candidate for candidate in candidates if candidate.is_file()), None)
-    if path is None:
+    slices = _mask_slices(folder, name) if path is None and len(space) == 3 else []
+    if path is None and not slices:
         raise ValueError(f"{folder} has no mask called {name}; expected {name}{encoding.suffix}")
-    array = open_mask(path, len(space), LARGE)
+    if path is None:
+        path, array = slices[0].parent, _stacked_masks(slices)
+    else:
+        array = open_mask(path, len(space), LARGE)
     channels = tuple(array.shape[len(space) :])
     if tuple(array.shape[: len(space)]) != space or len(channels) > 1:
         raise ValueError(f"{path} has size {list(array.shape)}; the image has {list(space)}")
     if channels not in ([(encoding.channels,)] if encoding.channels else [(), (1,)]):
         raise ValueError(f"{path} has {channels[0] if channels else 1} channels; expected {encoding.channels or 1}")
     return TruthMask(path, array, encoding, space)
+
+
+def _mask_slices(folder: Path, name: str) -> list[Path]:
+    """The files of a volume's mask in the folder of its name, or else in `folder` itself."""
+    place = folder / name if (folder / name).is_dir() else folder
+    files = sorted(path for path in place.iterdir() if path.is_file() and path.name.lower().endswith(ARRAY_SUFFIXES))
+    return files if files and holds_slice(files[0]) else []
+
+
+def _stacked_masks(slices: Sequence[Path]) -> np.ndarray:
+    """(slices, H, W) or (slices, H, W, C)."""
+    return stack_slices([lambda path=path: read_mask(path).array for path in slices], list(map(str, slices)))
 
 
 def class_of(text: str, encoding: MaskEncoding, option: str) -> int | None:

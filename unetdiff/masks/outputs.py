@@ -12,12 +12,15 @@ from PIL import Image
 
 from unetdiff.data.masks import mask_suffix, write_mask
 from unetdiff.data.windows import Windowed, thinned
-from unetdiff.mask_figures import error_plane, image_plane, label_plane, map_picture, overlay, panels
+from unetdiff.mask_figures import case_captions, case_planes, map_picture, most_wrong_slice, overlay, panels
 from unetdiff.runs import Run
 from unetdiff.segmentation.uncertainty import Uncertainty
 from unetdiff.segmenting import MAPS, Segmentation, maps_of
 
 PREVIEW = 1024  # positions of the longer side of a large image's pictures
+
+LEAST_SCALE = 0.01
+"""Nats: what a picture of mutual information reaches up to at least, so that rounding is not drawn as disagreement."""
 
 ENDINGS = ("overlay", "panels", "objects", "instances", "probabilities", *MAPS)
 """What follows an image's name in the names of its results."""
@@ -50,18 +53,13 @@ def write_segmentation(
     colours = encoding.colours()
     Image.fromarray(overlay(image, found.labels, format, colours)).save(folder / f"{name}_overlay.png")
     if truth is not None:
-        planes = [
-            image_plane(image, format),
-            label_plane(truth, colours),
-            label_plane(found.labels, colours),
-            error_plane(found.labels, truth),
-        ]
-        panels([planes], ["image", "truth", "prediction", "error"]).save(folder / f"{name}_panels.png")
+        place = most_wrong_slice(found.labels, truth) if format.dims == 3 else None
+        planes = case_planes(image, truth, found.probabilities, format, colours, place)
+        panels([planes], case_captions(encoding.num_classes)).save(folder / f"{name}_panels.png")
     arrays: dict[str, Any] = {"probabilities": found.probabilities.astype(np.float16), **found.maps}
     np.savez_compressed(folder / f"{name}.npz", **arrays)
-    most = math.log(len(found.probabilities))
-    for map_name, values in found.maps.items():
-        map_picture(values, f"{map_name.replace('_', ' ')} (nats)", most).save(folder / f"{name}_{map_name}.png")
+    for entry, values in found.maps.items():
+        _write_map(folder, name, entry, values, encoding.num_classes)
 
 
 class RowFile:
@@ -108,6 +106,11 @@ def write_rows(folder: Path, name: str, image: Windowed, rows: Iterator[tuple[in
         shown.append(labels[(slice((-start) % step, None, step), *rest)].copy())  # a view would keep all of them
     small = overlay(thinned(image, step), np.concatenate(shown), format, encoding.colours())
     Image.fromarray(small).save(folder / f"{name}_overlay.png")
-    most = math.log(encoding.num_classes)
     for entry, file in maps.items():
-        map_picture(file.preview(step), f"{entry.replace('_', ' ')} (nats)", most).save(folder / f"{name}_{entry}.png")
+        _write_map(folder, name, entry, file.preview(step), encoding.num_classes)
+
+
+def _write_map(folder: Path, name: str, entry: str, values: np.ndarray, classes: int) -> None:
+    """The picture of a map of uncertainty: entropies from 0 to log K, mutual information to its largest value."""
+    most = max(float(values.max()), LEAST_SCALE) if entry == "mutual_information" else math.log(classes)
+    map_picture(values, f"{entry.replace('_', ' ')} (nats)", most).save(folder / f"{name}_{entry}.png")
