@@ -15,6 +15,7 @@ from accelerate.state import AcceleratorState, GradientState, PartialState
 from PIL import Image
 from torch.testing import assert_close
 
+from tests.networks import RESNET
 from tests.runs import TRAIN, command, fit, left_behind, one_sentence, relative_difference
 from unetdiff.data.mask_options import MaskDataConfig
 from unetdiff.data.scenes import scenes
@@ -183,6 +184,20 @@ def test_starts_from_a_denoiser_and_says_what_it_took(timestep: int | None, tmp_
     assert run.unet.spec.channels == denoiser.unet.spec.channels
     assert (run.unet.embedding is None) == (timestep is None)
     assert run.beside.settings == {"timestep": timestep}
+
+
+def test_segments_with_a_pretrained_encoder(tmp_path: Path) -> None:
+    """Its weights are frozen: they and its statistics end as they began; what stands behind them learns."""
+    chosen = {"name": None, "config": {**RESNET, "out_features": ["stage1", "stage2"]}, "frozen": True}
+    model = {"channels": [8, 8, 16, 16], "backbone": chosen}
+    torch.manual_seed(0)
+    made = segmentation_trainer(settings(tmp_path / "run", model=model, steps=2))
+    before = {name: value.clone() for name, value in made.unet.state_dict().items()}
+    made.fit()
+    changed = {name for name, value in made.unet.state_dict().items() if not torch.equal(value, before[name])}
+    assert not any("backbone" in name for name in changed)
+    assert {name.split(".")[0] for name in changed} == {"encoder", "decoder", "head"}
+    assert segment(load_run(tmp_path / "run"), scenes("test")[0][0]).labels.shape == (32, 32)
 
 
 def test_what_changes_no_weight_may_differ_from_the_denoiser(tmp_path: Path) -> None:
