@@ -15,7 +15,7 @@ import os
 import statistics
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -32,7 +32,7 @@ from unetdiff.data.pairs import PairSource  # noqa: E402
 from unetdiff.files import write_json, write_text  # noqa: E402
 from unetdiff.models.unet import UNet, UNetOutput  # noqa: E402
 from unetdiff.progress import progress  # noqa: E402
-from unetdiff.run_config import TrainConfig  # noqa: E402
+from unetdiff.run_config import TrainConfig, read_yaml  # noqa: E402
 from unetdiff.segment_config import SegmentConfig, parse_segment  # noqa: E402
 from unetdiff.segmentation.metrics import SegmentationMetrics  # noqa: E402
 from unetdiff.segmentation.predict import Inference, predict_image, probabilities_of  # noqa: E402
@@ -113,8 +113,8 @@ def measure(network: nn.Module, held_out: PairSource, task: SegmentTask) -> dict
     return metrics.compute()
 
 
-def result_of(name: str, config: SegmentConfig) -> dict[str, Any]:
-    """Fit and measure one network; the result as JSON."""
+def result_of(name: str, config: SegmentConfig, conditions: Mapping[str, Any]) -> dict[str, Any]:
+    """Fit and measure one network; the result as JSON. conditions: what tells it from results of other settings."""
     arm = ARMS[name]
     work = segment_workload(config, config.train.batch_size)
     torch.manual_seed(config.seed)
@@ -138,7 +138,7 @@ def result_of(name: str, config: SegmentConfig) -> dict[str, Any]:
         "seconds": round(seconds, 1),
         "device": torch.cuda.get_device_name() if device.type == "cuda" else f"CPU, {torch.get_num_threads()} threads",
         "torch": torch.__version__,
-        "conditions": {"steps": config.train.steps},
+        "conditions": dict(conditions),
     }
 
 
@@ -177,6 +177,7 @@ def main() -> None:
     folder = options.results or ROOT / "benchmarks" / "results" / Path(options.config).stem
     config = parse_segment([options.config, *(["--data.path", options.data] if options.data else [])])
     config = replace(config, train=replace(config.train, steps=options.steps or config.train.steps))
+    conditions = {"steps": config.train.steps, "settings": read_yaml(options.config)}
     with user_errors():
         if options.report:
             text = table(read_results(folder), config.evaluation.membrane or 0)
@@ -187,9 +188,9 @@ def main() -> None:
         for seed in options.seeds:
             for name in options.networks:
                 path = folder / f"{name}-{seed}.json"
-                if not finished(path, {"steps": config.train.steps}):
+                if not finished(path, conditions):
                     print(f"{name}, seed {seed}", file=sys.stderr)
-                    write_json(path, result_of(name, replace(config, seed=seed)))
+                    write_json(path, result_of(name, replace(config, seed=seed), conditions))
 
 
 if __name__ == "__main__":

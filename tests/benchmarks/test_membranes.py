@@ -35,10 +35,10 @@ def test_the_loop_is_that_of_the_command(tmp_path: Path) -> None:
 @pytest.mark.parametrize("name", ARMS)
 def test_every_network_is_fitted_and_measured(name: str, tmp_path: Path) -> None:
     config = replace(settings(tmp_path / "run", steps=2), evaluation=EvaluationConfig(membrane=0))
-    result = result_of(name, config)
+    result = result_of(name, config, {})
     assert len(result["figures"]["per_image"]) == 100
     assert 0 <= result["figures"]["v_rand"] <= 1
-    again = result_of(name, config)
+    again = result_of(name, config, {})
     assert again["training_loss"] == result["training_loss"]
 
 

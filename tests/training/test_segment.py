@@ -200,6 +200,34 @@ def test_segments_with_a_pretrained_encoder(tmp_path: Path) -> None:
     assert segment(load_run(tmp_path / "run"), scenes("test")[0][0]).labels.shape == (32, 32)
 
 
+def test_border_weights_need_to_know_what_lies_between_objects(tmp_path: Path) -> None:
+    """Cells of class 0 on a ground of class 1: weights that would be 1 everywhere are refused."""
+    mask = np.ones((16, 16), np.uint8)
+    mask[2:8, 2:7] = mask[2:8, 9:14] = 0
+    for name, array in (("images", 90 * mask + 9), ("masks", mask)):
+        (tmp_path / name).mkdir()
+        Image.fromarray(array).save(tmp_path / name / "a.png")
+    config = replace(settings(tmp_path / "run"), data=MaskDataConfig(source="folder", path=str(tmp_path)))
+    objective = ObjectiveConfig(border_weight=10.0)
+    with pytest.raises(
+        ValueError, match="no training mask has two with class 0 between them: set objective.background"
+    ):
+        segment_workload(replace(config, objective=objective), 8)
+    work = segment_workload(replace(config, objective=replace(objective, background=1)), 8)
+    assert next(work.loader(batch_size=8, seed=0))["weight"].max() > 2
+
+
+def test_goes_on_without_the_denoiser_it_started_from(tmp_path: Path) -> None:
+    """What a run started from is moved away after its first checkpoint; it ends as it would have."""
+    fit(tmp_path / "denoiser", data={"source": "digit_scenes"}, steps=1)
+    model = {"channels": [8, 8], "blocks": 1, "middle": True, "init_from": str(tmp_path / "denoiser"), "timestep": 20}
+    fit_masks(tmp_path / "straight", model=model, steps=4)
+    fit_masks(tmp_path / "halted", model=model, steps=3)
+    (tmp_path / "denoiser").rename(tmp_path / "elsewhere")
+    fit_masks(tmp_path / "halted", model=model, steps=4)
+    assert_close(left_behind(tmp_path / "halted"), left_behind(tmp_path / "straight"), rtol=0, atol=0)
+
+
 def test_what_changes_no_weight_may_differ_from_the_denoiser(tmp_path: Path) -> None:
     """Dropout and supervised levels are the segmenter's own; without them, dropout is the denoiser's."""
     fit(tmp_path / "denoiser", model={"channels": [8, 8, 8], "dropout": 0.1}, data={"source": "digit_scenes"}, steps=1)
@@ -263,6 +291,9 @@ REFUSED = {
     "objective.class_weights acts in cross_entropy, dice_cross_entropy, focal, not in tversky": [
         *("--objective.class_weights", "inverse_frequency", "--objective.loss", "tversky"),
     ],
+    "objective.gamma is 0.5; expected 0, or 1 or more": ["--objective.gamma", "0.5", "--objective.loss", "focal"],
+    "objective.class_weights is [-1": ["--objective.class_weights", "[-1, 2]"],
+    "objective.background is of border weights": ["--objective.background", "1"],
     "objective.gamma acts in focal, not in dice_cross_entropy": ["--objective.gamma", "3"],
     "objective.border_weight acts in": ["--objective.border_weight", "10", "--objective.loss", "dice"],
     "expected at most 10000": ["--objective.border_weight", "20000"],

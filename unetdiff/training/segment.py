@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Callable
 from dataclasses import dataclass, fields
 from functools import partial
 from pathlib import Path
@@ -19,7 +20,7 @@ from unetdiff.data.pairs import PairData, PairSource, open_pairs
 from unetdiff.mask_figures import case_captions, case_planes, panels
 from unetdiff.models.start_from import body_spec, take_over
 from unetdiff.models.unet import UNet
-from unetdiff.runs import Companions, load_run
+from unetdiff.runs import Companions, checkpoints, load_run
 from unetdiff.segment_config import ObjectiveConfig, SegmentConfig
 from unetdiff.segmentation.metrics import MetricOptions
 from unetdiff.segmentation.objective import MaskObjective, border_weights, inverse_frequency
@@ -133,6 +134,9 @@ def make_objective(config: SegmentConfig, data: PairData) -> MaskObjective:
     """The loss of a run."""
     chosen = config.objective
     given = chosen.class_weights
+    if not isinstance(given, str) and len(given) != data.train.num_classes:
+        held = f"objective.class_weights has {len(given)} entries"
+        raise ValueError(f"{held}; expected {data.train.num_classes}, one per class")
     counted = {"none": None, "inverse_frequency": inverse_frequency(data.class_counts())}
     weights = counted[given] if isinstance(given, str) else tuple(given)
     return MaskObjective(
@@ -141,17 +145,46 @@ def make_objective(config: SegmentConfig, data: PairData) -> MaskObjective:
 
 
 def _weighted(source: PairSource, objective: ObjectiveConfig) -> PairSource:
-    """Training images with border weights, where the loss has any."""
+    """Training images with border weights, where the loss has any.
+
+    Raises:
+        ValueError: they would be 1 everywhere.
+    """
     if not objective.border_weight:
         return source
-    return source.weighted(partial(border_weights, w0=objective.border_weight, sigma=objective.border_sigma))
+    weigh = partial(
+        border_weights, w0=objective.border_weight, sigma=objective.border_sigma, background=objective.background
+    )
+    weighted = source.weighted(weigh)
+    if all(weights.max() <= 1 for weights in weighted.weights or []):
+        raise ValueError(
+            f"objective.border_weight acts between objects, and no training mask has two with class "
+            f"{objective.background} between them: set objective.background to the class that lies there"
+        )
+    return weighted
+
+
+def _beginning(config: SegmentConfig, data: PairData) -> tuple[UNetSpec, Callable[[UNet], None] | None]:
+    """The network, and what fills a new one where that starts from a denoiser; a run that goes on needs it no more."""
+    chosen = config.model.init_from
+    if chosen is None:
+        return network_spec(config, data, None), None
+    if checkpoints(config.folder):
+        return load_run(config.folder).unet.spec, None
+    denoiser: UNet = load_run(chosen).unet  # pyright: ignore[reportAssignmentType]
+    spec = network_spec(config, data, denoiser.spec)
+
+    def initialise(unet: UNet) -> None:
+        body = f"channels {list(spec.channels)}, dropout {spec.dropout:g}"
+        print(f"from {chosen} ({body}): {take_over(unet, denoiser)}", file=sys.stderr)
+
+    return spec, initialise
 
 
 def segment_workload(config: SegmentConfig, batch_size: int) -> Workload:
     """The data, the network and the task of a segmentation run."""
     data = open_pairs(config.data)
-    denoiser = None if config.model.init_from is None else load_run(config.model.init_from)
-    spec = network_spec(config, data, None if denoiser is None else denoiser.unet.spec)  # pyright: ignore
+    spec, initialise = _beginning(config, data)
     evaluation = config.evaluation
     options = MetricOptions(
         class_names=data.train.encoding.class_names,
@@ -171,12 +204,8 @@ def segment_workload(config: SegmentConfig, batch_size: int) -> Workload:
         folder=config.folder,
     )
 
-    def initialise(unet: UNet) -> None:
-        assert denoiser is not None
-        print(f"from {config.model.init_from}: {take_over(unet, denoiser.unet)}", file=sys.stderr)  # pyright: ignore
-
     loader = partial(training_loader, _weighted(data.train, config.objective), config.data)
-    return Workload(spec, task, loader, data.fingerprint(), None if denoiser is None else initialise)
+    return Workload(spec, task, loader, data.fingerprint(), initialise)
 
 
 def segmentation_trainer(config: SegmentConfig) -> Trainer:
