@@ -55,6 +55,15 @@ def test_encode_leaves_its_input_alone():
     assert (array == 3).all()
 
 
+@pytest.mark.parametrize("dtype", ["uint8", "uint16", "float32"])
+def test_values_beyond_the_range_are_clipped_where_it_says_so(dtype: str):
+    array = np.array([0, 10, 30, 50, 250], dtype).reshape(1, 1, 5, 1)
+    forms = [image_format(dtype, low=10, high=50, clip=clip) for clip in (True, False)]
+    assert forms[0].encode(array).ravel().tolist() == [-1, -1, 0, 1, 1]
+    assert forms[1].encode(array).ravel().tolist() == [-1.5, -1, 0, 1, 11]
+    assert DataFormat.from_dict(json.loads(json.dumps(forms[0].to_dict()))) == forms[0]
+
+
 def test_decode_rounds_and_clips_integers_only():
     samples = torch.tensor([-1.5, -1 + 2 * 0.6 / 255, 1.5]).reshape(1, 1, 1, 3)
     assert image_format().decode(samples).ravel().tolist() == [0, 1, 255]

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import json
 import shutil
+import warnings
 from pathlib import Path
 
 import numpy as np
@@ -14,7 +15,7 @@ from unetdiff.data import weights as weights_module
 from unetdiff.data.augment import crop_places
 from unetdiff.data.loader import training_loader
 from unetdiff.data.mask_options import MaskDataConfig, WarpConfig
-from unetdiff.data.pairs import PairData, open_pairs, place_around
+from unetdiff.data.pairs import PairData, open_pairs
 from unetdiff.segmentation.options import IGNORE
 
 CLASSES = 3
@@ -76,6 +77,16 @@ def test_metadata_lists_pairs(tmp_path: Path):
     (tmp_path / "all" / "images" / "case0_1.png").unlink()
     with pytest.raises(ValueError, match=r"line 2, names images/case0_1\.png, which is not there"):
         opened(tmp_path / "all")
+
+
+@pytest.mark.parametrize("split", ["validation", "test"])
+def test_an_image_held_out_twice_is_named(tmp_path: Path, split: str):
+    write_folder(tmp_path)
+    twice = [{"file_name": f"images/case0_{n}.png", "mask_file_name": f"masks/case0_{n}.png"} for n in (0, 1, 1)]
+    (tmp_path / "metadata.jsonl").write_text("\n".join(map(json.dumps, twice)))
+    with pytest.raises(ValueError, match=rf"images/case0_1\.png is twice in {split}; expected it once"):
+        opened(tmp_path, split="names", train=["case0_0"], **{split: ["case0_1"]})
+    assert len(opened(tmp_path).train) == 3  # in training, that is a weight
 
 
 def test_masks_elsewhere_with_a_suffix(tmp_path: Path):
@@ -295,6 +306,41 @@ def test_splits_by_depth_take_images_in_order(tmp_path: Path):
             opened(tmp_path, split="depth", train=train, **({"test": ["3"]} if train == ["0-3"] else {}))
 
 
+def write_slices(root: Path, count: int) -> Path:
+    """images/ and masks/ with slice_0.png and on, each of one grey, listed in another order."""
+    names = [f"slice_{number}.png" for number in range(count)]
+    for number, name in enumerate(names):
+        for folder, value in (("images", 20 * number), ("masks", number % 2)):
+            (root / folder).mkdir(parents=True, exist_ok=True)
+            Image.fromarray(np.full((4, 4), value, np.uint8)).save(root / folder / name)
+    lines = [{"file_name": f"images/{name}", "mask_file_name": f"masks/{name}"} for name in reversed(names)]
+    (root / "metadata.jsonl").write_text("\n".join(map(json.dumps, lines)))
+    return root
+
+
+@pytest.mark.parametrize("listed", [True, False])
+def test_slices_are_ordered_by_their_numbers(tmp_path: Path, listed: bool):
+    root = write_slices(tmp_path, 12)
+    if not listed:
+        (root / "metadata.jsonl").unlink()
+    data = opened(root, split="depth", train=["0-2"], test=["9-11"])
+    assert (names(data.train), names(data.test)) == (
+        [f"slice_{n}" for n in (0, 1, 2)],
+        [f"slice_{n}" for n in (9, 10, 11)],
+    )
+    stack = opened(root, dims=3).train.read([0])
+    np.testing.assert_array_equal(stack["sample"][0, :, 0, 0, 0], 20 * np.arange(12))
+    np.testing.assert_array_equal(stack["mask"][0, :, 0, 0], np.arange(12) % 2)
+
+
+def test_rows_of_arrays_keep_their_order(tmp_path: Path):
+    np.save(tmp_path / "images.npy", np.repeat(8 * np.arange(30, dtype=np.uint8), 16).reshape(30, 4, 4))
+    np.save(tmp_path / "masks.npy", np.repeat(np.arange(30, dtype=np.uint8) % 2, 16).reshape(30, 4, 4))
+    data = opened(tmp_path, source="npy", split="depth", train=["0-21"], validation=["22-29"])
+    assert data.train.read(np.arange(22))["sample"][:, 0, 0, 0].tolist() == list(range(0, 176, 8))
+    assert data.validation.read(np.arange(8))["sample"][:, 0, 0, 0].tolist() == list(range(176, 240, 8))
+
+
 def test_a_stated_fraction_is_drawn_from_its_seed(tmp_path: Path):
     write_folder(tmp_path, 10)
     drawn = [opened(tmp_path, split="fraction", test_fraction=0.3, split_seed=seed) for seed in (0, 0, 1)]
@@ -308,12 +354,28 @@ def test_a_stated_fraction_is_drawn_from_its_seed(tmp_path: Path):
 @pytest.mark.parametrize(
     "settings, expected",
     [
-        ({"test_fraction": 0.2}, r"data\.split is own"),
-        ({"train": ["a"]}, r"data\.split is own"),
+        ({"test_fraction": 0.2}, r"data\.test_fraction is 0\.2, .* data\.split is own; expected data\.split fraction"),
+        ({"train": ["a"]}, r"data\.train is \['a'\], which .* data\.split is own; expected data\.split names or depth"),
         ({"split": "names"}, r"data\.train is empty"),
-        ({"split": "depth", "train": ["0"], "group": "a"}, r"data\.group is set"),
+        ({"split": "depth", "train": ["0"], "group": "a"}, r"data\.group is 'a', .* data\.split is depth"),
+        (
+            {"source": "npy", "mask_suffix": "_m"},
+            r"data\.mask_suffix is '_m', .* data\.source is npy; expected .* folder",
+        ),
+        ({"source": "dataset", "mask_path": "m"}, r"data\.mask_path is 'm', .* expected data\.source folder or npy"),
+        ({"path": "somewhere"}, r"data\.path is 'somewhere', .* data\.source is digit_scenes"),
+        ({"source": "folder", "image_column": "x"}, r"data\.image_column is 'x', .* expected data\.source dataset"),
+        ({"split_seed": 3}, r"data\.split_seed is 3, .* expected data\.split fraction"),
+        (
+            {"crop_probability": 0.2, "size": 16},
+            r"data\.crop_probability is 0\.2, .* without data\.crop_classes; expected both",
+        ),
+        ({"crop_classes": [1]}, r"data\.crop_classes is \[1\], .* without data\.size; expected both"),
         ({"validation_fraction": 0.5, "test_fraction": 0.5, "split": "fraction"}, "leave no training"),
         ({"source": "nowhere"}, "one of digit_scenes"),
+        ({"range": [3.0, 3.0], "source": "npy"}, r"data\.range is \[3\.0, 3\.0\]; expected a lower and a higher value"),
+        ({"range": [3.0], "source": "npy"}, r"expected a lower and a higher value"),
+        ({"range": [0.0, float("inf")], "source": "npy"}, r"expected a lower and a higher value"),
     ],
 )
 def test_settings_that_nothing_would_read_are_refused(settings: dict, expected: str):
@@ -328,7 +390,7 @@ def rare_class(root: Path) -> Path:
     """One 40x40 image of which 4 pixels are of class 1, and one without any."""
     masks = np.zeros((2, 40, 40), np.uint8)
     masks[0, 30:32, 3:5] = 1
-    np.save(root / "images.npy", np.arange(2 * 40 * 40, dtype=np.uint16).reshape(2, 40, 40))
+    np.save(root / "images.npy", 20 * np.arange(2 * 40 * 40, dtype=np.uint16).reshape(2, 40, 40))
     np.save(root / "masks.npy", masks)
     return root
 
@@ -355,20 +417,37 @@ def test_crops_hold_a_wanted_class_with_the_stated_probability(tmp_path: Path):
     )
 
 
-def test_place_around_reaches_every_offset_that_holds_the_position():
-    found = set()
-    for draw in np.linspace(0, 0.999, 50):
-        place = place_around(np.array([2]), (10,), (4,), np.array([draw]))
-        found.add(int(np.floor(place[0] * 7)))
-    assert found == {0, 1, 2}
-    assert place_around(np.array([1]), (3,), (4,), np.array([0.5]))[0] * 1 < 1  # larger crops take the whole axis
+def test_positions_of_classes_are_kept_for_some_images_only(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    source = opened(write_folder(tmp_path, 6)).train
+    entries = [(index, label) for index in range(6) for label in range(CLASSES)]
+    found = [source.class_positions(*entry) for entry in entries]
+    for (index, label), at in zip(entries, found, strict=True):
+        np.testing.assert_array_equal(at, np.argwhere(image_and_mask(seed=index)[1] == label))
+    monkeypatch.setattr(pairs_module, "KEPT_ENTRIES", 4)
+    few = opened(tmp_path).train
+    for entry, at in zip([*entries, entries[0]], [*found, found[0]], strict=True):
+        np.testing.assert_array_equal(few.class_positions(*entry), at)
+        assert few.class_positions(*entries[0]).shape == found[0].shape  # asked for all the time, and so kept
+        assert entries[0] in few._positions
+        assert len(few._positions) <= 4
+    assert {(flat.dtype, flat.ndim) for flat in source._positions.values()} == {(np.dtype(np.uint8), 1)}
+
+
+@pytest.mark.parametrize("size, moves", [(8, {"rotation": 30, "elastic": 4}), ([60, 8], {"rotation": 10})])
+def test_warped_crops_hold_a_wanted_class(tmp_path: Path, size: int | list[int], moves: dict):
+    """What moves out of a crop is aimed at nonetheless, in images that are continued too."""
+    warp = WarpConfig(flips=[0, 1], **moves)
+    data = opened(rare_class(tmp_path), source="npy", dims=2, size=size, crop_classes=[1], augment=warp)
+    settings = MaskDataConfig(size=size, crop_classes=[1], crop_probability=1, augment=warp)
+    drawn = data.train.draw(np.zeros(200, np.int64), np.arange(200), 0, settings)
+    assert (drawn["mask"] == 1).any(axis=(1, 2)).mean() > 0.97
 
 
 def test_wanted_classes_are_known_by_name_or_number(tmp_path: Path):
     write_folder(tmp_path)
-    opened(tmp_path, crop_classes=[2, "b"], class_names=["a", "b", "c"])
+    opened(tmp_path, size=4, crop_classes=[2, "b"], class_names=["a", "b", "c"])
     with pytest.raises(ValueError, match=r"data\.crop_classes has 'd'; expected numbers below 3 or names of a, b, c"):
-        opened(tmp_path, crop_classes=["d"], class_names=["a", "b", "c"])
+        opened(tmp_path, size=4, crop_classes=["d"], class_names=["a", "b", "c"])
 
 
 def test_images_smaller_than_the_crop_are_continued_and_ignored_there(tmp_path: Path):
@@ -484,7 +563,7 @@ def test_data_too_large_for_memory_read_the_same(tmp_path: Path, monkeypatch: py
 
 
 def test_report_tells_sizes_channels_values_and_shares(tmp_path: Path):
-    np.save(tmp_path / "images.npy", np.arange(32, dtype=np.uint8).reshape(2, 4, 4))
+    np.save(tmp_path / "images.npy", 8 * np.arange(32, dtype=np.uint8).reshape(2, 4, 4))
     masks = np.zeros((2, 4, 4), np.uint8)
     masks[0, 0] = 255
     np.save(tmp_path / "masks.npy", masks)
@@ -492,9 +571,64 @@ def test_report_tells_sizes_channels_values_and_shares(tmp_path: Path):
     rows = [line.split() for line in data.report().splitlines()]
     assert ["images", "1", "1"] in rows
     assert ["size", "4", "x", "4", "4", "x", "4"] in rows
+    assert ["lowest", "0", "128"] in rows
+    assert ["highest", "120", "248"] in rows
     assert ["cell", "0", "75.00%", "100.00%"] in rows
     assert ["membrane", "255", "25.00%", "0.00%"] in rows
     assert data.class_counts().tolist() == [12, 4]
+
+
+def test_quarter_turns_of_unequal_sides_are_refused_before_training(tmp_path: Path):
+    turning = {"augment": WarpConfig(quarter_turns="plane")}
+    with pytest.raises(ValueError, match=r"quarter_turns is plane and crops are \[12, 10\]; expected equal sides"):
+        opened(write_folder(tmp_path), **turning)
+    with pytest.raises(ValueError, match=r"crops are \[4, 5\]"):
+        opened(tmp_path, size=[4, 5], **turning)
+    assert opened(tmp_path, size=4, **turning).train.size == (4, 4)
+
+
+def write_values(root: Path, images: np.ndarray) -> Path:
+    np.save(root / "images.npy", images)
+    np.save(root / "masks.npy", np.arange(images.size, dtype=np.uint8).reshape(images.shape) % 2)
+    return root
+
+
+def outlier() -> np.ndarray:
+    """Two images of values from 0 to 1, one of which has a voxel of 5000."""
+    images = np.random.default_rng(0).uniform(0, 1, (2, 40, 40)).astype(np.float32)
+    images[0, 3, 4] = 5000
+    return images
+
+
+def test_a_range_may_be_stated(tmp_path: Path):
+    write_values(tmp_path, outlier())
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")  # who states a range needs no note
+        form = opened(tmp_path, source="npy", dims=2, range=[0.0, 1.0]).train.format
+    assert (form.low, form.high, form.clip) == (0, 1, True)
+    encoded = form.encode(outlier()[..., None])
+    torch.testing.assert_close(encoded, torch.from_numpy(2 * outlier()[:, None].clip(0, 1) - 1))
+    write_values(tmp_path, np.arange(32, dtype=np.uint16).reshape(2, 4, 4) * 100)
+    form = opened(tmp_path, source="npy", dims=2, range=[0, 4095]).train.format
+    assert (form.low, form.high, form.clip) == (0, 4095, True)
+    with pytest.raises(
+        ValueError, match=r"data\.range is \[-1, 4095\]; expected it within 0 to 65535, since .* uint16"
+    ):
+        opened(tmp_path, source="npy", dims=2, range=[-1, 4095])
+
+
+@pytest.mark.parametrize(
+    "images", [outlier(), np.arange(3200, dtype=np.uint16).reshape(2, 40, 40)], ids=["float", "12 bits"]
+)
+def test_a_range_that_flattens_the_images_is_noted(tmp_path: Path, images: np.ndarray):
+    write_values(tmp_path, images)
+    with pytest.warns(UserWarning, match=r"99% of the training values lie from .* a tenth of .*data\.range") as caught:
+        data = opened(tmp_path, source="npy", dims=2)
+    assert len(caught) == 1
+    assert not data.train.format.clip
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        opened(write_values(tmp_path, outlier().clip(0, 1)), source="npy", dims=2)
 
 
 def test_fingerprint_changes_with_any_mask(tmp_path: Path):
@@ -502,6 +636,9 @@ def test_fingerprint_changes_with_any_mask(tmp_path: Path):
     first = opened(tmp_path).fingerprint()
     assert opened(tmp_path).fingerprint() == first
     path = tmp_path / "masks" / "case1_3.png"
-    Image.fromarray((np.asarray(Image.open(path)) + 1) % np.uint8(3)).save(path)
+    mask = np.asarray(Image.open(path))
+    Image.fromarray(mask[::-1]).save(path)  # no class has more or fewer positions
     assert opened(tmp_path).fingerprint() != first
+    Image.fromarray(mask).save(path)
+    assert opened(tmp_path).fingerprint() == first
     json.dumps(first)

@@ -9,7 +9,7 @@ from PIL import Image
 
 from unetdiff.config import DataConfig
 from unetdiff.data import sources
-from unetdiff.data.files import list_files
+from unetdiff.data.files import list_files, natural_key
 from unetdiff.data.images import cover
 from unetdiff.data.sources import open_source
 from unetdiff.data.splits import held_out
@@ -41,6 +41,15 @@ def test_nested_and_flat_folders(tmp_path: Path, save_image: SaveImage):
     flat = open_source(folder(tmp_path / "nested" / "cat" / "deep"))
     assert flat.format.class_names is None
     assert "label" not in flat.read([0])
+
+
+def test_files_are_ordered_as_people_count(tmp_path: Path):
+    wanted = ["a2/9.npy", "a2/10.npy", "a2/10b1.npy", "a10/02.npy", "a10/2.npy", "a10/x.npy"]
+    for name in reversed(wanted):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        np.save(tmp_path / name, np.zeros(4))
+    assert [path.relative_to(tmp_path).as_posix() for path in list_files(tmp_path, (".npy",))] == wanted
+    assert sorted(sorted(wanted), key=natural_key) == wanted
 
 
 def test_linked_folders_are_read_once(tmp_path: Path, save_image: SaveImage):

@@ -26,7 +26,7 @@ EVERYTHING = WarpConfig(
 
 def warp(samples, masks, positions, *, seed: int, settings: WarpConfig, low: float = 0, high: float = 1):
     """A batch of whole images, changed."""
-    settings.check_dims(masks.ndim - 1)
+    settings.check_size(masks.shape[1:])
     whole = tuple(slice(0, side) for side in masks.shape[1:])
     parts = [
         warped_crop(
@@ -201,6 +201,21 @@ def test_noise_is_measured_in_the_range_of_the_data():
 def test_what_the_data_cannot_do_is_said(space: tuple[int, ...], settings: WarpConfig, expected: str):
     with pytest.raises(ValueError, match=expected):
         warp(*coordinates_batch(space, 2), np.arange(2), seed=0, settings=settings)
+
+
+@pytest.mark.parametrize(
+    "changes, expected",
+    [
+        (
+            {"fill": "ignore"},
+            r"data\.augment\.fill is 'ignore', .* without data\.augment\.rotation, scale, shear or elastic",
+        ),
+        ({"elastic_grid": 5, "rotation": 3}, r"data\.augment\.elastic_grid is 5, .* without data\.augment\.elastic"),
+    ],
+)
+def test_settings_that_nothing_would_read_are_refused(changes: dict, expected: str):
+    with pytest.raises(ValueError, match=expected):
+        WarpConfig(**changes)
 
 
 @pytest.mark.parametrize("changes", [{"shear": 90.0}, {"flips": [3]}, {"noise": -1.0}, {"elastic_grid": 1}])

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import os
+import re
 from collections import Counter, deque
 from collections.abc import Iterator
 from functools import partial
-from pathlib import Path
+from pathlib import Path, PurePath
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -35,8 +36,17 @@ def existing_path(settings: DataConfig) -> Path:
     return path
 
 
+def natural_key(path: PurePath | str) -> tuple[list[list[str | int]], str]:
+    """What paths are sorted by so that numbers count as numbers: slice_2 before slice_10.
+
+    Folder by folder, runs of digits are compared by value and all else as text; equal ones (2 and 02) as text.
+    """
+    parts = [re.split(r"(\d+)", part) for part in PurePath(path).parts]  # text and digits take turns
+    return [[int(run) if place % 2 else run for place, run in enumerate(part)] for part in parts], str(path)
+
+
 def list_files(folder: Path, suffixes: tuple[str, ...]) -> list[Path]:
-    """All files with one of the suffixes below a folder, sorted; hidden ones and label files left out.
+    """All files with one of the suffixes below a folder, by `natural_key`; hidden ones and label files left out.
 
     Linked folders are followed, but each folder is read once, whatever links lead to it.
 
@@ -55,7 +65,7 @@ def list_files(folder: Path, suffixes: tuple[str, ...]) -> list[Path]:
         kinds = Counter(path.suffix or path.name for path in others)
         listed = ", ".join(f"{count} {kind}" for kind, count in kinds.most_common(4))
         raise ValueError(f"{folder} holds only other files ({listed}; {min(others).name} is one); {expected}.")
-    return sorted(found)
+    return sorted(found, key=natural_key)
 
 
 def _walk(folder: Path) -> Iterator[Path]:
@@ -120,7 +130,7 @@ def image_folder(settings: DataConfig) -> Splits:
 def npy_arrays(settings: DataConfig) -> Splits:
     """`data.source: npy`: one file (N, *space[, C]), or a folder like `image_folder` with .npy files.
 
-    Labels come from a `labels.npy` (N,) beside the file or in the folder, in sorted order of the files.
+    Labels come from a `labels.npy` (N,) beside the file or in the folder, in the order of the files by `natural_key`.
     """
     path = existing_path(settings)
     return {"train": partial(_npy_file, path, settings)} if path.is_file() else _folder_splits(settings, (".npy",))

@@ -30,6 +30,7 @@ class DataFormat:
         channels: channels C per sample, at least 1.
         dtype: "uint8", "uint16" or "float32".
         low, high: the values that become -1 and +1.
+        clip: whether `encode` takes values beyond them for the nearer one; else they lie beyond -1 and +1.
         size: spatial shape of a sample, `dims` numbers, or None if it varies.
         class_names: one name per label 0, 1, ..., or None without labels.
 
@@ -42,6 +43,7 @@ class DataFormat:
     dtype: str
     low: float
     high: float
+    clip: bool = False
     size: tuple[int, ...] | None = None
     class_names: tuple[str, ...] | None = None
 
@@ -73,11 +75,13 @@ class DataFormat:
         return cls(**{**fields, **tuples})
 
     def encode(self, array: np.ndarray) -> torch.Tensor:
-        """Data to network: (N, *space, C) of `dtype` to float32 (N, C, *space), [low, high] to [-1, 1]."""
+        """Data to network: (N, *space, C) of `dtype` to float32 (N, C, *space), [low, high] to [-1, 1]; see `clip`."""
         import torch
 
         assert (array.ndim, array.shape[-1]) == (self.dims + 2, self.channels), array.shape
         scaled = array.astype(np.float32)  # always a copy, which the next lines may change
+        if self.clip:
+            scaled.clip(self.low, self.high, out=scaled)
         scaled -= np.float32(self.low)
         scaled *= np.float32(2 / (self.high - self.low))
         scaled -= 1

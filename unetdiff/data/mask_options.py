@@ -2,12 +2,39 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
-from typing import Literal
+from dataclasses import MISSING, dataclass, field, fields
+from itertools import combinations
+from math import inf
+from typing import Any, Literal
 
 from unetdiff.typed import check_at_least, check_types
 
 EncodingKind = Literal["values", "palette", "colours", "one_hot"]
+
+
+def check_read(settings: Any, group: str, readers: dict[str, tuple[tuple[str, ...], tuple[str, ...]]]) -> None:
+    """Raise `ValueError` for a setting that nothing would read: the user means something that is not done.
+
+    Args:
+        settings: a dataclass. group: what messages call it.
+        readers: for a setting, the settings of which one must differ from its default, or have one of some values,
+            so that it is read.
+    """
+    defaults = {
+        entry.name: entry.default if entry.default_factory is MISSING else entry.default_factory()
+        for entry in fields(settings)
+    }
+    for name, (others, values) in readers.items():
+        given = {other: getattr(settings, other) for other in others}
+        read = any(held in values if values else held != defaults[other] for other, held in given.items())
+        if read or (value := getattr(settings, name)) == defaults[name]:
+            continue
+        said = f"{group}.{name} is {value!r}, which nothing reads"
+        if values:
+            wanted = f"{group}.{others[0]}"
+            raise ValueError(f"{said} where {wanted} is {given[others[0]]}; expected {wanted} {' or '.join(values)}")
+        listed = " or ".join(filter(None, (", ".join(others[:-1]), others[-1])))
+        raise ValueError(f"{said} without {group}.{listed}; expected both, or neither")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -49,20 +76,37 @@ class WarpConfig:
             raise ValueError(f"data.augment.shear is {self.shear}; expected degrees below 90")
         if not set(self.flips) <= {0, 1, 2}:
             raise ValueError(f"data.augment.flips is {self.flips}; expected spatial axes from 0 to 2")
+        check_read(self, "data.augment", WARP_READERS)
 
     @property
     def moves(self) -> bool:
         """Whether positions are interpolated, not only exchanged."""
         return bool(self.rotation or self.scale or self.shear or self.elastic)
 
-    def check_dims(self, dims: int) -> None:
-        """Raise `ValueError` where data of `dims` spatial axes lack the axes that are asked for."""
+    def planes(self, dims: int) -> list[tuple[int, int]]:
+        """The pairs of spatial axes in which quarter turns are made."""
+        every = list(combinations(range(dims), 2))
+        return {"none": [], "plane": every[-1:], "all": every}[self.quarter_turns]
+
+    def check_size(self, size: tuple[int, ...]) -> None:
+        """Raise `ValueError` where crops (*size) lack the axes that are asked for, or cannot be turned."""
+        dims = len(size)
         if any(axis >= dims for axis in self.flips):
             raise ValueError(f"data.augment.flips is {self.flips}; expected axes below {dims}, since data are {dims}-D")
         if dims == 1 and (self.rotation or self.shear or self.quarter_turns != "none"):
             raise ValueError(
                 "data.augment has rotation, shear or quarter_turns, which 1-D data lack; expected 0, 0 and none"
             )
+        for first, second in self.planes(dims):
+            if size[first] != size[second]:
+                raise ValueError(
+                    f"data.augment.quarter_turns is {self.quarter_turns} and crops are {list(size)}; expected equal "
+                    f"sides along axes {first} and {second} (see data.size)"
+                )
+
+
+WARP_READERS = {"fill": (("rotation", "scale", "shear", "elastic"), ()), "elastic_grid": (("elastic",), ())}
+"""What must be set for each of these to be read; see `check_read`."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -78,6 +122,8 @@ class MaskDataConfig:
         mask_suffix: what the stem of a mask has behind the image's, such as _mask.
         image_column: column of a `dataset` with the images. mask_column: the one with the masks.
         dims: spatial axes where shapes leave it open; 3 with a folder of 2-D images reads them as one stack.
+        range: the lowest and highest value that the network tells apart, which become -1 and 1; values beyond are
+            clipped, as those of CT to a window. None: all that integers may hold, or floats do in training images.
         encoding: how masks are written; `auto` reads it from the masks where that is unambiguous.
         values: what stands for each class in the masks: numbers, or a colour per class.
         class_names: names of the classes, in the order of `values`.
@@ -106,6 +152,7 @@ class MaskDataConfig:
     image_column: str = "image"
     mask_column: str = "mask"
     dims: Literal[1, 2, 3] | None = None
+    range: list[float] | None = None
     encoding: Literal["auto", "values", "palette", "colours", "one_hot"] = "auto"
     values: list[int] | list[list[int]] | None = None
     class_names: list[str] | None = None
@@ -133,15 +180,32 @@ class MaskDataConfig:
             raise ValueError("data.validation_fraction and data.test_fraction leave no training data; expected less")
         if not 0 <= self.crop_probability <= 1:
             raise ValueError(f"data.crop_probability is {self.crop_probability}; expected 0 to 1")
+        if self.range is not None and not (len(self.range) == 2 and -inf < self.range[0] < self.range[1] < inf):
+            raise ValueError(f"data.range is {self.range}; expected a lower and a higher value")
         if self.split in ("names", "depth") and not self.train:
             raise ValueError(f"data.split is {self.split} and data.train is empty; expected what to train on")
-        self._check_unused()
+        check_read(self, "data", READERS)
 
-    def _check_unused(self) -> None:
-        """A setting that nothing would read is a mistake: the user means a split that is not made."""
-        if self.split in ("own", "fraction") and (self.train or self.validation or self.test):
-            raise ValueError(f"data.train, validation or test is set and data.split is {self.split}; expected names")
-        if self.split != "fraction" and (self.validation_fraction or self.test_fraction):
-            raise ValueError(f"data.validation_fraction or test_fraction is set and data.split is {self.split}")
-        if self.group is not None and self.split not in ("names", "fraction"):
-            raise ValueError(f"data.group is set and data.split is {self.split}; expected names or fraction")
+
+FILES = (("source",), ("folder", "dataset", "npy"))
+LISTS = (("split",), ("names", "depth"))
+FRACTION = (("split",), ("fraction",))
+
+READERS: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
+    "path": FILES,
+    "dims": FILES,
+    "mask_path": (("source",), ("folder", "npy")),
+    "mask_suffix": (("source",), ("folder",)),
+    "image_column": (("source",), ("dataset",)),
+    "mask_column": (("source",), ("dataset",)),
+    "train": LISTS,
+    "validation": LISTS,
+    "test": LISTS,
+    "group": (("split",), ("names", "fraction")),
+    "validation_fraction": FRACTION,
+    "test_fraction": FRACTION,
+    "split_seed": FRACTION,
+    "crop_classes": (("size",), ()),
+    "crop_probability": (("crop_classes",), ()),
+}
+"""As `WARP_READERS`."""

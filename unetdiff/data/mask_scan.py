@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from hashlib import blake2b
 
@@ -11,11 +11,21 @@ import numpy as np
 
 from unetdiff.data.mask_options import EncodingKind, MaskDataConfig
 from unetdiff.data.masks import MaskEncoding, Value, as_tuples, code_value, mask_codes, show_codes, show_values
+from unetdiff.data.order import keys
 from unetdiff.data.pair_files import CLASS_NAMES, Pair, some
 from unetdiff.data.volumes import RawMask
 
 VOID = 255
 """What indexed masks call void by convention (PASCAL VOC)."""
+
+KEPT_VALUES = 1000
+"""Values that are remembered per image, for their percentiles."""
+
+USUAL = (0.5, 99.5)
+"""Percentiles between which most values lie, whatever stray ones there are."""
+
+FLATTENED = 0.1
+"""Where `USUAL` values fill less of the range than this, the network sees images that are nearly flat."""
 
 
 @dataclass(frozen=True)
@@ -27,7 +37,8 @@ class Scanned:
         space: spatial shape of both.
         channels, dtype: of the image.
         low, high: its smallest and largest value.
-        digest: a hash of the image.
+        values: up to `KEPT_VALUES` of them, from all over it.
+        digest, mask_digest: hashes of the two.
         counts: positions per code of the mask; see `mask_codes`.
         palette: of the mask, if it is indexed.
     """
@@ -41,8 +52,10 @@ class Scanned:
     low: float
     high: float
     digest: str
+    mask_digest: str
     counts: dict[int, int]
     palette: tuple[int, ...] | None
+    values: np.ndarray = field(repr=False, compare=False)
 
 
 @dataclass(frozen=True)
@@ -129,10 +142,24 @@ def scan_pair(pair: Pair, split: str, kind: EncodingKind, image: np.ndarray, mas
         dtype=image.dtype.name,
         low=low,
         high=high,
-        digest=blake2b(np.ascontiguousarray(image).data, digest_size=8).hexdigest(),
+        digest=_digest(image),
+        mask_digest=_digest(array),
         counts=counts,
         palette=mask.palette,
+        values=_some_values(image),
     )
+
+
+def _some_values(image: np.ndarray) -> np.ndarray:
+    """Values from places drawn once for all images of a size, or all where they are few."""
+    if image.size <= KEPT_VALUES:
+        return image.ravel()
+    return image.reshape(-1)[keys(0, "values", np.arange(KEPT_VALUES)) % image.size]
+
+
+def _digest(array: np.ndarray) -> str:
+    """A hash of the values of an array."""
+    return blake2b(np.ascontiguousarray(array).data, digest_size=8).hexdigest()
 
 
 def _counted(codes: np.ndarray) -> dict[int, int]:
@@ -247,6 +274,18 @@ def shared_images(scan: MaskScan) -> list[str]:
     return sorted(entry.name for entry in scan.entries if len(splits[entry.digest]) > 1)
 
 
+def range_note(scan: MaskScan, low: float, high: float) -> str | None:
+    """What to tell of the range [low, high] of the network's input, where training images fill too little of it."""
+    values = np.concatenate([entry.values for entry in scan.of("train")])
+    least, most = np.percentile(values, USUAL)
+    if most - least >= FLATTENED * (high - low):
+        return None
+    return (
+        f"99% of the training values lie from {least:g} to {most:g}, less than a tenth of {low:g} to {high:g}, which "
+        "the network is given as -1 to 1: it sees more where data.range names the values that matter"
+    )
+
+
 def check_report(scan: MaskScan) -> str:
     """What `--check` prints: sizes, channels, values and class shares of each split, as short tables.
 
@@ -258,6 +297,8 @@ def check_report(scan: MaskScan) -> str:
         _row("", *splits),
         _row("images", *(len(scan.of(split)) for split in splits)),
         _row("size", *(_range([entry.space for entry in scan.of(split)]) for split in splits)),
+        _row("lowest", *(f"{min(entry.low for entry in scan.of(split)):g}" for split in splits)),
+        _row("highest", *(f"{max(entry.high for entry in scan.of(split)):g}" for split in splits)),
         *(
             _row(what, *(", ".join(map(str, sorted({get(entry) for entry in scan.of(split)}))) for split in splits))
             for what, get in SHOWN.items()

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from unetdiff.config import DataConfig
-from unetdiff.data.files import list_files
+from unetdiff.data.files import list_files, natural_key
 from unetdiff.data.images import decode_numbers
 from unetdiff.data.mask_options import MaskDataConfig
 from unetdiff.data.records import array_header, open_npy
@@ -182,7 +182,7 @@ def _stacked(pairs: list[Pair], dims: int | None) -> list[Pair]:
     if dims != 3 or path is None or not holds_slice(path):
         return pairs
     folders: dict[str, list[Pair]] = {}
-    for pair in sorted(pairs, key=lambda pair: pair.key):
+    for pair in sorted(pairs, key=lambda pair: natural_key(pair.key)):
         folders.setdefault(str(PurePosixPath(pair.key).parent), []).append(pair)
     return [_stack(key, slices) for key, slices in folders.items()]
 

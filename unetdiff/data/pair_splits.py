@@ -12,6 +12,7 @@ from pathlib import Path, PurePosixPath
 
 import numpy as np
 
+from unetdiff.data.files import natural_key
 from unetdiff.data.mask_options import MaskDataConfig
 from unetdiff.data.order import epoch_permutation
 from unetdiff.data.pair_files import Pair, Pairs, some
@@ -111,10 +112,11 @@ def group_of(pairs: list[Pair], group: str | None) -> list[str]:
 
 
 def _by_depth(own: Pairs, every: list[Pair], settings: MaskDataConfig) -> Pairs:
-    """Ranges along the first axis: of every volume, or of the 2-D images in the order of their names."""
+    """Ranges along the first axis: of every volume, or of the 2-D images: files by name, rows as they lie."""
     ranges = {split: [depth_range(text) for text in texts] for split, texts in _patterns(settings).items()}
     _check_disjoint(ranges)
-    ordered = sorted(every, key=lambda pair: pair.key)
+    files = settings.source == "folder"
+    ordered = sorted(every, key=lambda pair: natural_key(pair.key)) if files else every
     volumes = every[0].image().ndim == 4
     cut = _slabs if volumes else _slices
     return {split: [pair for one in wanted for pair in cut(ordered, one, split)] for split, wanted in ranges.items()}
@@ -207,14 +209,18 @@ RULES: dict[str, Callable[[Pairs, list[Pair], MaskDataConfig], Pairs]] = {
 
 
 def _check_overlap(splits: Pairs) -> None:
-    """No image in two splits, whatever names lead to it."""
+    """No image in two splits, and none twice where figures are taken, whatever names lead to it."""
     seen: dict[str, str] = {}
     for split, pairs in splits.items():
         for pair in pairs:
             path = Path(pair.name)
             identity = str(path.resolve()) if path.is_file() else pair.name
-            if seen.setdefault(identity, split) != split:
-                raise ValueError(f"{pair.name} is in {seen[identity]} and in {split}; expected it in one split.")
+            other = seen.get(identity, split)
+            if other != split:
+                raise ValueError(f"{pair.name} is in {other} and in {split}; expected it in one split.")
+            if identity in seen and split != "train":
+                raise ValueError(f"{pair.name} is twice in {split}; expected it once, since figures count it once.")
+            seen[identity] = split
 
 
 def _spread(pairs: list[Pair], count: int) -> list[Pair]:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import hashlib
+import math
+import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
@@ -12,10 +14,20 @@ import numpy as np
 from tqdm import tqdm
 
 from unetdiff.data.augment import crop_places
+from unetdiff.data.crops import pad_to, place_around
 from unetdiff.data.formats import INTEGER_RANGES, DataFormat
 from unetdiff.data.images import crop_window
-from unetdiff.data.mask_options import MaskDataConfig
-from unetdiff.data.mask_scan import MaskScan, Scanned, as_mask, check_report, find_encoding, mask_kind, scan_pair
+from unetdiff.data.mask_options import MaskDataConfig, WarpConfig
+from unetdiff.data.mask_scan import (
+    MaskScan,
+    Scanned,
+    as_mask,
+    check_report,
+    find_encoding,
+    mask_kind,
+    range_note,
+    scan_pair,
+)
 from unetdiff.data.masks import MaskEncoding
 from unetdiff.data.order import keys, uniforms
 from unetdiff.data.pair_files import KINDS, Pair, Pairs, held
@@ -23,12 +35,14 @@ from unetdiff.data.pair_splits import split_pairs
 from unetdiff.data.sources import MEMORY_LIMIT, target_size
 from unetdiff.data.splits import SPLIT_NAMES
 from unetdiff.data.volumes import RawMask
-from unetdiff.data.warp import Arrays, Window, change_values, warped_crop
+from unetdiff.data.warp import Arrays, Window, change_values, source_coordinates, warped_crop
 from unetdiff.data.weights import position_weights
-from unetdiff.segmentation.options import IGNORE
 
 KEPT_POSITIONS = 1000
 """Positions of a class that are remembered per image, for crops that hold it."""
+
+KEPT_ENTRIES = 2**14
+"""For how many pairs of image and class at once, the latest that were asked for: at most 64 MiB per process."""
 
 
 @dataclass(frozen=True)
@@ -152,16 +166,25 @@ class PairSource:
 
     def class_positions(self, index: int, label: int) -> np.ndarray:
         """Up to `KEPT_POSITIONS` positions of a class in an image, always the same: int64 (m, dims), m may be 0."""
-        if (index, label) not in self._positions:
-            labels = self._whole_labels(index)
-            flat = np.flatnonzero(labels == label)
+        flat = self._positions.pop((index, label), None)
+        if flat is None:
+            flat = np.flatnonzero(self._whole_labels(index) == label)
             if len(flat) > KEPT_POSITIONS:
                 flat = flat[keys(label, "class positions", np.arange(KEPT_POSITIONS)) % len(flat)]
-            self._positions[index, label] = np.stack(np.unravel_index(flat, labels.shape), axis=-1)
-        return self._positions[index, label]
+            flat = flat.astype(np.min_scalar_type(math.prod(self.spaces[index])))
+        self._positions[index, label] = flat  # last again: the first is the one that was asked for longest ago
+        if len(self._positions) > KEPT_ENTRIES:
+            del self._positions[next(iter(self._positions))]
+        return np.stack(np.unravel_index(flat, self.spaces[index]), axis=-1)
 
     def places(
-        self, indices: np.ndarray, positions: np.ndarray, seed: int, classes: Sequence[int] = (), probability: float = 0
+        self,
+        indices: np.ndarray,
+        positions: np.ndarray,
+        seed: int,
+        classes: Sequence[int] = (),
+        probability: float = 0,
+        warp: WarpConfig | None = None,
     ) -> np.ndarray:
         """Where training crops lie: uniformly at random, and, with a probability, so that they hold a class.
 
@@ -172,6 +195,7 @@ class PairSource:
             seed: of the run.
             classes: numbers of the wanted classes.
             probability: share of the crops that are placed by them.
+            warp: what moves them afterwards; such a crop is placed so that it holds its position then.
 
         Returns:
             (n, dims) in [0, 1), for `read`.
@@ -188,8 +212,18 @@ class PairSource:
             if found:
                 candidates = found[which[row] % len(found)]
                 at = candidates[target[row] % len(candidates)]
-                places[row] = place_around(at, self.spaces[indices[row]], self.size, places[row])
+                places[row] = self._aimed(int(indices[row]), at, places[row], int(positions[row]), seed, warp)
         return places
+
+    def _aimed(
+        self, index: int, at: np.ndarray, draw: np.ndarray, position: int, seed: int, warp: WarpConfig | None
+    ) -> np.ndarray:
+        """The place of a crop that holds the position `at` of an image, after its warp if there is any."""
+        assert self.size is not None
+        space = self._space(index)
+        at = at + (np.array(space) - self.spaces[index]) // 2  # where `pad_to` puts it
+        moved = source_coordinates(self.size, position, seed, warp) if warp is not None and warp.moves else None
+        return place_around(at, space, self.size, draw, moved)
 
     def draw(self, indices: np.ndarray, positions: np.ndarray, seed: int, settings: MaskDataConfig) -> dict[str, Any]:
         """A training batch: cut and changed, a function of indices, positions and seed alone.
@@ -198,7 +232,7 @@ class PairSource:
             What `read` does; and "weight" float32 (n, *size), where positions have weights.
         """
         wanted = class_numbers(settings.crop_classes, self.encoding)
-        places = self.places(indices, positions, seed, wanted, settings.crop_probability)
+        places = self.places(indices, positions, seed, wanted, settings.crop_probability, settings.augment)
         parts = [
             warped_crop(
                 partial(self._window, index),
@@ -213,29 +247,6 @@ class PairSource:
         stacks = [np.stack(arrays) for arrays in zip(*parts, strict=True)]
         stacks[0] = change_values(stacks[0], positions, seed, settings.augment, self.format.low, self.format.high)
         return dict(zip(("sample", "mask", "weight"), stacks, strict=False))
-
-
-def place_around(at: np.ndarray, space: tuple[int, ...], size: tuple[int, ...], draw: np.ndarray) -> np.ndarray:
-    """The place, as `crop` reads it, of a crop that holds a position.
-
-    Args:
-        at: (dims,) the position.
-        space: of the image. size: of the crop; larger ones hold the whole axis.
-        draw: (dims,) in [0, 1), which of the offsets that hold it.
-    """
-    room = np.maximum(np.array(space) - size, 0)
-    least = np.maximum(at - np.array(size) + 1, 0)
-    most = np.minimum(at, room)
-    offset = least + np.floor(draw * (most - least + 1))
-    return (offset + 0.5) / (room + 1)
-
-
-def pad_to(size: tuple[int, ...], image: np.ndarray, labels: np.ndarray, *weights: np.ndarray) -> Arrays:
-    """Continues an image by reflection, its labels by `IGNORE` and weights by 1, alike at both ends, to `size`."""
-    missing = [max(want - have, 0) for want, have in zip(size, labels.shape, strict=True)]
-    ends = [(count // 2, count - count // 2) for count in missing]
-    image, labels = np.pad(image, [*ends, (0, 0)], mode="reflect"), np.pad(labels, ends, constant_values=IGNORE)
-    return image, labels, *(np.pad(each, ends, constant_values=1) for each in weights)
 
 
 def class_numbers(classes: Sequence[int | str], encoding: MaskEncoding) -> list[int]:
@@ -281,7 +292,7 @@ class PairData:
         """What a run's data are: how many, their form, how masks are written, and a hash of all images and masks."""
         digest = hashlib.sha256()
         for entry in self.scan.entries:
-            digest.update(f"{entry.split} {entry.digest} {sorted(entry.counts.items())}".encode())
+            digest.update(f"{entry.split} {entry.digest} {entry.mask_digest}".encode())
         counts = {"training": len(self.train), "validation": len(self.validation), "test": len(self.test)}
         forms = {"format": self.train.format.to_dict(), "encoding": self.train.encoding.to_dict()}
         return {**counts, **forms, "hash": digest.hexdigest()[:16]}
@@ -297,14 +308,17 @@ def open_pairs(settings: MaskDataConfig) -> PairData:
     splits, entries, kind, first = _scanned(splits, settings)
     encoding, note = find_encoding(entries, kind, first, splits["train"][0].suffix, settings)
     scan = MaskScan(tuple(entries), encoding, note)
-    form = _format(entries)
-    settings.augment.check_dims(form.dims)
+    form = _format(entries, settings.range)
+    if settings.range is None and (note := range_note(scan, form.low, form.high)):
+        warnings.warn(note, stacklevel=2)
     class_numbers(settings.crop_classes, encoding)
     sources = {
         split: PairSource(pairs, [entry.space for entry in scan.of(split)], form, encoding)
         for split, pairs in splits.items()
     }
-    sources["train"] = replace(sources["train"], size=_crop_size(scan, settings))
+    size = _crop_size(scan, settings)
+    settings.augment.check_size(size)
+    sources["train"] = replace(sources["train"], size=size)
     return PairData(**sources, scan=scan)
 
 
@@ -331,11 +345,12 @@ def _in_memory(pair: Pair, image: np.ndarray, mask: RawMask) -> Pair:
     return replace(pair, image=opened[0], mask=opened[1])
 
 
-def _format(entries: list[Scanned]) -> DataFormat:
-    """What the images have in common; floats take the range of the training images.
+def _format(entries: list[Scanned], stated: list[float] | None) -> DataFormat:
+    """What the images have in common; without a stated range, floats take that of the training images.
 
     Raises:
-        ValueError: one has other axes, channels or another dtype than the first, or all values are equal.
+        ValueError: one has other axes, channels or another dtype than the first, all values are equal, or the range
+            is not one of the dtype.
     """
     lead = entries[0]
     for entry in entries:
@@ -345,9 +360,13 @@ def _format(entries: list[Scanned]) -> DataFormat:
                 f"{lead.channels} of {lead.dtype} in {len(lead.space)}-D as in {lead.name}."
             )
     training = [entry for entry in entries if entry.split == "train"]
-    low, high = INTEGER_RANGES.get(
-        lead.dtype, (min(entry.low for entry in training), max(entry.high for entry in training))
-    )
+    seen = min(entry.low for entry in training), max(entry.high for entry in training)
+    low, high = stated or INTEGER_RANGES.get(lead.dtype, seen)
+    least, most = INTEGER_RANGES.get(lead.dtype, (low, high))
+    if stated and not (least <= low and high <= most):
+        raise ValueError(
+            f"data.range is {stated}; expected it within {least:g} to {most:g}, since images are {lead.dtype}."
+        )
     if low == high:
         raise ValueError(f"All values of {lead.name} and the rest are {low}; expected data that vary.")
     return DataFormat(
@@ -356,6 +375,7 @@ def _format(entries: list[Scanned]) -> DataFormat:
         dtype=lead.dtype,
         low=low,
         high=high,
+        clip=stated is not None,
     )
 
 

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from functools import lru_cache
-from itertools import combinations
 
 import numpy as np
 
@@ -40,13 +39,10 @@ def warped_crop(
         crop: where the crop lies.
         position: in the run; the same one gives the same result in any worker.
         seed: the seed of the run.
-        settings: which changes, and how strong.
+        settings: which changes, and how strong; `check_size` has passed the crop.
 
     Returns:
         sample (*size, C), float32 where it is interpolated and as read otherwise; mask, int64 (*size); weights as read.
-
-    Raises:
-        ValueError: quarter turns of a crop with unequal sides.
     """
     if settings.moves:
         size = tuple(part.stop - part.start for part in crop)
@@ -55,7 +51,7 @@ def warped_crop(
         parts = resample(*read(window), coordinates=coordinates - _corner(window), fill=settings.fill)
     else:
         parts = read(crop)
-    return _turn(_flip(parts, position, seed, settings.flips), position, seed, settings.quarter_turns)
+    return _turn(_flip(parts, position, seed, settings.flips), position, seed, settings)
 
 
 def _corner(window: Window) -> np.ndarray:
@@ -81,17 +77,9 @@ def _flip(parts: Arrays, position: int, seed: int, flips: list[int]) -> Arrays:
     return tuple(np.flip(part, axes) for part in parts)
 
 
-def _turn(parts: Arrays, position: int, seed: int, turns: str) -> Arrays:
+def _turn(parts: Arrays, position: int, seed: int, settings: WarpConfig) -> Arrays:
     """0 to 3 quarter turns, one after the other in each of the planes."""
-    sides = parts[1].shape
-    dims = len(sides)
-    planes = {"none": [], "plane": [(dims - 2, dims - 1)], "all": list(combinations(range(dims), 2))}[turns]
-    for plane in planes:
-        if sides[plane[0]] != sides[plane[1]]:
-            raise ValueError(
-                f"data.augment.quarter_turns is {turns} and crops are {list(sides)}; expected equal sides along "
-                f"axes {plane[0]} and {plane[1]}."
-            )
+    for plane in settings.planes(parts[1].ndim):
         count = key(seed, f"quarter turns {plane}", position) % 4
         parts = tuple(np.rot90(part, count, plane) for part in parts)
     return parts

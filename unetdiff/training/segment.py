@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+import warnings
 from collections.abc import Callable
 from dataclasses import dataclass, fields
 from functools import partial
@@ -145,11 +146,7 @@ def make_objective(config: SegmentConfig, data: PairData) -> MaskObjective:
 
 
 def _weighted(source: PairSource, objective: ObjectiveConfig) -> PairSource:
-    """Training images with border weights, where the loss has any.
-
-    Raises:
-        ValueError: they would be 1 everywhere.
-    """
+    """Training images with border weights, where the loss has any; a warning where they are 1 everywhere."""
     if not objective.border_weight:
         return source
     weigh = partial(
@@ -157,9 +154,10 @@ def _weighted(source: PairSource, objective: ObjectiveConfig) -> PairSource:
     )
     weighted = source.weighted(weigh)
     if all(weights.max() <= 1 for weights in weighted.weights or []):
-        raise ValueError(
+        warnings.warn(
             f"objective.border_weight acts between objects, and no training mask has two with class "
-            f"{objective.background} between them: set objective.background to the class that lies there"
+            f"{objective.background} between them: objective.background is the class that lies there",
+            stacklevel=2,
         )
     return weighted
 
