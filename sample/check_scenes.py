@@ -22,15 +22,17 @@ from unetdiff.masks.outputs import write_segmentation
 from unetdiff.progress import progress
 from unetdiff.runs import Run, load_run
 from unetdiff.segmentation.metrics import MetricOptions, SegmentationMetrics
-from unetdiff.segmenting import segment
+from unetdiff.segmenting import has_dropout, segment
+from unetdiff.training.processes import device_of, start_processes
 
-PASSES = 20  # with dropout on, of the scenes that are shown
+PASSES = 20  # with dropout on, of the scenes that are shown, by networks that have it
 COMPARED = 8  # scenes in the picture of all runs
 
 
 def load_runs(paths: list[Path]) -> list[Run]:
     """The runs; `ValueError` where one knows no digit scenes."""
-    runs = [load_run(path) for path in paths]
+    device = str(device_of(start_processes(None)))
+    runs = [load_run(path, device=device) for path in paths]
     for run in runs:
         if run.masks.class_names != SCENE_CLASSES:
             raise ValueError(f"{run.folder} is no run on the embedded digit scenes")
@@ -55,7 +57,7 @@ def write_pictures(run: Run, images: np.ndarray, masks: np.ndarray) -> None:
     folder = run.folder / "scenes"
     folder.mkdir(exist_ok=True)
     for number, (image, mask) in enumerate(zip(images, masks, strict=True)):
-        found = segment(run, image, passes=PASSES)
+        found = segment(run, image, passes=PASSES if has_dropout(run) else 1)
         write_segmentation(folder, f"{number:02}", image, found, run, mask.astype(np.int64))
 
 

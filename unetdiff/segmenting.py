@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 import torch
@@ -12,9 +13,10 @@ from torch import Tensor, nn
 from unetdiff.data.formats import DataFormat
 from unetdiff.data.windows import Windowed
 from unetdiff.runs import Run
+from unetdiff.segmentation.flips import with_flips
 from unetdiff.segmentation.predict import Inference, Scores, predict_rows, probabilities_of
 from unetdiff.segmentation.tiles import Predict
-from unetdiff.segmentation.uncertainty import Uncertainty, decompose
+from unetdiff.segmentation.uncertainty import decompose
 
 MAPS = ("total_entropy", "expected_entropy", "mutual_information")
 
@@ -73,19 +75,20 @@ def segment(
         name: what messages call the image.
 
     Raises:
-        ValueError: the networks have other data or classes, the image is not of their form or holds NaN.
+        ValueError: the networks have other data or classes, the image is not of their form or holds NaN, or there are
+            passes of a network without dropout.
     """
     space = image.shape[:-1]
-    probabilities, maps = np.empty((0, *space), np.float32), {entry: np.empty(space, np.float32) for entry in MAPS}
+    labels, maps = np.empty(space, np.int64), {entry: np.empty(space, np.float32) for entry in MAPS}
+    probabilities = np.empty((0, *space), np.float32)
     for start, part in segment_rows(runs, image, inference, passes=passes, seed=seed, name=name):
-        rows = part.probabilities[0].numpy()
         if not len(probabilities):
-            probabilities = np.empty((len(rows), *space), np.float32)
-        place = slice(start, start + rows.shape[1])
-        probabilities[:, place] = rows
-        for entry, values in maps_of(part).items():
-            maps[entry][place] = values.numpy()
-    return Segmentation(probabilities.argmax(0), probabilities, maps)
+            probabilities = np.empty((len(part.probabilities), *space), np.float32)
+        place = slice(start, start + len(part.labels))
+        labels[place], probabilities[:, place] = part.labels, part.probabilities
+        for entry, values in part.maps.items():
+            maps[entry][place] = values
+    return Segmentation(labels, probabilities, maps)
 
 
 def segment_rows(
@@ -96,25 +99,54 @@ def segment_rows(
     passes: int = 1,
     seed: int = 0,
     name: str = "the image",
-) -> Iterator[tuple[int, Uncertainty]]:
+) -> Iterator[tuple[int, Segmentation]]:
     """As `segment`, some rows of the first axis at a time, in memory that does not grow with it.
 
+    Members whose tiles lie alike answer tile by tile together. What is blended where tiles overlap are the mean of
+    their probabilities and, beside it, what they disagree about in each tile: so tiles that differ are no
+    disagreement, and memory does not grow with the number of members.
+
     Yields:
-        (start, what the members say of the rows from there): tensors with a batch axis of 1.
+        (start, what the members say of the rows from there).
     """
     every = [runs] if isinstance(runs, Run) else list(runs)
-    _check_alike(every, image, name)
+    check_members(every, passes)
+    _check_form(every[0], image, name)
     how = inference or Inference()
-    shown = FormattedImage(image, every[0].format, name)
-    members = [
-        _rows(run, shown, how, None if passes == 1 else seed + number) for run in every for number in range(passes)
-    ]
-    for start, parts in _in_step(members):
-        yield start, decompose(rows[None] for rows in parts)
+    groups = _groups(every, how, image.shape[:-1])
+    strips = [_rows(group, FormattedImage(image, group[0].format, name), how, passes, seed) for group in groups]
+    for start, parts in _in_step(strips):
+        yield start, _joined(parts, [len(group) for group in groups])
+
+
+def _groups(runs: Sequence[Run], how: Inference, space: tuple[int, ...]) -> list[list[Run]]:
+    """The runs that read an image in the same numbers and in the same tiles, together."""
+    groups: dict[Any, list[Run]] = {}
+    for run in runs:
+        plan = run.unet.layout
+        tiles = how.layout(space, plan.multiple, None if plan.pads else plan)
+        groups.setdefault((tiles, replace(run.format, size=None, class_names=None)), []).append(run)
+    return list(groups.values())
+
+
+def _joined(parts: Sequence[Tensor], counts: Sequence[int]) -> Segmentation:
+    """What groups of so many members say of the same rows, each (K + 1, n, *rest) as `_rows` yields them."""
+    shares = [count / sum(counts) for count in counts]
+    mean = torch.stack([share * part[:-1] for share, part in zip(shares, parts, strict=True)]).sum(0)
+    members = [share * (_entropy(part[:-1]) - part[-1]) for share, part in zip(shares, parts, strict=True)]
+    expected = torch.stack(members).sum(0)
+    total = _entropy(mean)
+    maps = dict(zip(MAPS, (total, expected, (total - expected).clamp(min=0)), strict=True))
+    return Segmentation(mean.argmax(0).numpy(), mean.numpy(), {name: values.numpy() for name, values in maps.items()})
+
+
+def _entropy(probabilities: Tensor) -> Tensor:
+    """-sum p log p over classes, nats: (K, n, *rest) to (n, *rest)."""
+    return torch.special.entr(probabilities).sum(0)
 
 
 def _in_step(members: Sequence[Iterator[tuple[int, Tensor]]]) -> Iterator[tuple[int, list[Tensor]]]:
-    """The same rows (K, n, *rest) from every member, whose tiles may end elsewhere, with where they start."""
+    """The same rows (K + 1, n, *rest) of every group, whose tiles may end elsewhere, with where they start."""
     held: list[Tensor | None] = [None] * len(members)
     start = 0
     while True:
@@ -126,7 +158,7 @@ def _in_step(members: Sequence[Iterator[tuple[int, Tensor]]]) -> Iterator[tuple[
         present = [rows for rows in held if rows is not None]
         if not present:
             return
-        assert len(present) == len(members), "a member ends early"
+        assert len(present) == len(members), "a group ends early"
         count = min(rows.shape[1] for rows in present)
         yield start, [rows[:, :count] for rows in present]
         held = [rows[:, count:] if rows.shape[1] > count else None for rows in present]
@@ -139,22 +171,38 @@ def scores_of(run: Run) -> Scores:
     return lambda images: run.unet(images, timestep, return_dict=False)[0]
 
 
-def _rows(run: Run, image: FormattedImage, how: Inference, seed: int | None) -> Iterator[tuple[int, Tensor]]:
-    """Probabilities (K, n, *rest) by one member, rows at a time; seed: of its dropout, None for none."""
+def _rows(
+    group: Sequence[Run], image: FormattedImage, how: Inference, passes: int, seed: int
+) -> Iterator[tuple[int, Tensor]]:
+    """By members that answer together, rows at a time: (K + 1, n, *rest), mean probabilities and mutual information."""
+    members = [
+        _member(run, how.flips, None if passes == 1 else seed + number) for run in group for number in range(passes)
+    ]
+
+    def answers(images: Tensor) -> Tensor:
+        found = decompose(member(images) for member in members)
+        return torch.cat([found.probabilities, found.mutual_information[:, None]], dim=1)
+
+    plan = group[0].unet.layout
+    yield from predict_rows(answers, image, replace(how, flips=()), plan.multiple, None if plan.pads else plan)
+
+
+def _member(run: Run, flips: tuple[int, ...], seed: int | None) -> Predict:
+    """Class probabilities by one network; seed: of its dropout, None for none."""
     predict = probabilities_of(scores_of(run), run.unet.device)
     if seed is not None:
         predict = _with_dropout(predict, run.unet, seed)
-    plan = run.unet.layout
-    yield from predict_rows(predict, image, how, plan.multiple, None if plan.pads else plan)
+    return with_flips(predict, flips) if flips else predict
 
 
-def _with_dropout(predict: Predict, network: nn.Module, seed: int) -> Predict:
+def _with_dropout(predict: Predict, network: Any, seed: int) -> Predict:
     """With dropout on for each call, and all else as in evaluation; calls are reproducible in their order."""
-    layers = [module for module in network.modules() if isinstance(module, nn.Dropout)]
+    layers = _dropout_layers(network)
     generator = torch.Generator().manual_seed(seed)
+    devices = [network.device] if network.device.type == "cuda" else []  # the CPU's is always among them
 
     def dropped(images: Tensor) -> Tensor:
-        with torch.random.fork_rng(devices=[]):
+        with torch.random.fork_rng(devices=devices):
             torch.manual_seed(int(torch.randint(2**62, (), generator=generator)))
             for layer in layers:
                 layer.train()
@@ -167,21 +215,38 @@ def _with_dropout(predict: Predict, network: nn.Module, seed: int) -> Predict:
     return dropped
 
 
-def maps_of(part: Uncertainty) -> dict[str, Tensor]:
-    """The maps of an image of a batch of 1, by the names of MAPS."""
-    return dict(zip(MAPS, (part.total[0], part.expected[0], part.mutual_information[0]), strict=True))
+def _dropout_layers(network: nn.Module) -> list[nn.Dropout]:
+    """The layers that drop anything."""
+    return [module for module in network.modules() if isinstance(module, nn.Dropout) and module.p > 0]
 
 
-def _check_alike(runs: Sequence[Run], image: Windowed, name: str) -> None:
-    """Whether the members were trained on the same classes, and the image is of the form that they know."""
+def has_dropout(run: Run) -> bool:
+    """Whether passes of a network with dropout on would differ."""
+    return bool(_dropout_layers(run.unet))
+
+
+def check_members(runs: Sequence[Run], passes: int = 1) -> None:
+    """Whether networks can be asked together, so many times each.
+
+    Raises:
+        ValueError: they were trained on other data or classes, or there are passes of one without dropout.
+    """
     lead = runs[0]
-    for run in runs[1:]:
-        if run.masks != lead.masks or replace(run.format, size=None) != replace(lead.format, size=None):
+    for run in runs:
+        forms = [(known.format.dims, known.format.channels, known.format.dtype, known.masks) for known in (run, lead)]
+        if forms[0] != forms[1]:
             raise ValueError(f"{run.folder} was trained on other data or classes than {lead.folder}: expected the same")
-    form = lead.format
-    dims = len(image.shape) - 1
+        if passes > 1 and not has_dropout(run):
+            raise ValueError(
+                f"{run.folder} was trained without dropout; expected --passes 1, or a run with model.dropout above 0"
+            )
+
+
+def _check_form(run: Run, image: Windowed, name: str) -> None:
+    """Whether an image is of the form that the members know."""
+    form, dims = run.format, len(image.shape) - 1
     if (dims, image.shape[-1], image.dtype.name) != (form.dims, form.channels, form.dtype):
         raise ValueError(
             f"{name} has {image.shape[-1]} channels of {image.dtype} in {dims}-D; "
-            f"{lead.folder} takes {form.channels} of {form.dtype} in {form.dims}-D"
+            f"{run.folder} takes {form.channels} of {form.dtype} in {form.dims}-D"
         )

@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import json
 import re
+import shutil
 import subprocess
 import sys
 from collections.abc import Callable
@@ -19,7 +20,7 @@ from PIL import Image
 from torch.testing import assert_close
 
 from tests.networks import redraw
-from tests.runs import ROOT, one_sentence
+from tests.runs import ROOT, command, one_sentence
 from tests.training.test_segment import fit_masks
 from unetdiff import UNet, load_run
 from unetdiff.data.formats import DataFormat
@@ -107,7 +108,7 @@ def finite(folder: Path, name: str, space: tuple[int, ...]) -> None:
         assert all(np.isfinite(held[entry]).all() for entry in held)
 
 
-@pytest.mark.parametrize("words", [[], ["--tta", "--tile", "8"], ["--tile", "8", "--blend", "mirror"]], ids=str)
+@pytest.mark.parametrize("words", [[], ["--tta", "0,1", "--tile", "8"], ["--tile", "8", "--blend", "mirror"]], ids=str)
 def test_odd_images(words: list[str], grey: Path, masks, tmp_path: Path) -> None:
     """A constant image, one position, and images smaller than the stride or a tile."""
     shapes = {"constant": (20, 13), "dot": (1, 1), "line": (1, 9), "tiny": (3, 2)}
@@ -196,12 +197,30 @@ MISTAKES: dict[str, tuple[Callable[[Path], object], list[str], str]] = {
     "below the images": (one_grey, ["--out", "{tmp}/images/masks"], r"--out .* lies in the folder of IMAGES"),
     "into the truth": (one_grey, ["--truth", "{tmp}/empty", "--out", "{tmp}/empty"], r"in the folder of --truth"),
     "into a file": (one_grey, ["--out", "{tmp}/images/a.png"], r"a\.png is a file; expected a folder"),
-    "tile": (one_grey, ["--tile", "0"], r"--tile of at least 1"),
+    "tile": (one_grey, ["--tile", "-1"], r"--tile of at least 0"),
     "overlap": (one_grey, ["--overlap", "1"], r"--overlap of 0 to below 1"),
     "membrane": (one_grey, ["--truth", "{tmp}/empty", "--membrane", "nucleus"], r"--membrane names 'nucleus'.*ground"),
-    "depth alone": (one_grey, ["--depth", "2"], r"--depth and --min_size are of objects"),
+    "depth alone": (one_grey, ["--depth", "2"], r"nothing reads --depth without --instances"),
+    "size of objects alone": (one_grey, ["--min_size", "1"], r"nothing reads --min_size without --instances"),
+    "background alone": (one_grey, ["--background", "0"], r"nothing reads --background without --instances"),
+    "membrane alone": (one_grey, ["--membrane", "0"], r"nothing reads --membrane without --truth"),
+    "distances alone": (one_grey, ["--hd95"], r"nothing reads --hd95 without --truth"),
+    "seed alone": (one_grey, ["--seed", "0"], r"nothing reads --seed without --passes"),
     "depth of components": (one_grey, ["--instances", "components", "--depth", "2"], r"--depth is 2\.0"),
     "size of objects": (one_grey, ["--instances", "components", "--min_size", "0"], r"--min_size is 0"),
+    "axes of flips unknown": (
+        one_grey,
+        ["--tta"],
+        r"data\.augment\.flips .* of .*/run, .*name them, such as --tta 0,1",
+    ),
+    "axes of flips": (one_grey, ["--tta", "0,2"], r"--tta names axis 2; expected axes from 0 to 1 of 2-D images"),
+    "axes twice": (one_grey, ["--tta", "1,1"], r"--tta: expected .* each once, such as 0,1; got '1,1'"),
+    "words for axes": (one_grey, ["--tta", "all"], r"--tta: expected .* such as 0,1; got 'all'"),
+    "passes without dropout": (
+        one_grey,
+        ["--passes", "3"],
+        r"run was trained without dropout; expected --passes 1, or a run with model\.dropout above 0",
+    ),
     "no such weights": (one_grey, ["--weights", "ema:7"], r"no weights 'ema:7'"),
     "no such option": (one_grey, ["--tiles", "4"], r"--tiles"),
 }
@@ -219,6 +238,27 @@ def test_mistakes_end_in_one_sentence(name: str, grey: Path, masks, tmp_path: Pa
     code, _, errors = masks(grey, *(word.replace("{tmp}", str(tmp_path)) for word in words))
     assert code == 2
     assert re.search(expected, one_sentence(errors)), errors
+
+
+@pytest.mark.parametrize("size", [None, (4, 4)], ids=["missing", "of another size"])
+@pytest.mark.parametrize("kind", ["png", "npy", "tif", "jpg"])
+def test_truth_is_looked_at_before_the_first_image_is_segmented(
+    kind: str, size: tuple[int, int] | None, grey: Path, masks, tmp_path: Path
+) -> None:
+    (tmp_path / "images").mkdir()
+    (tmp_path / "truth").mkdir()
+    for name, space in (("a", (9, 9)), ("b", size)):
+        Image.fromarray(noise(9, 9)).save(tmp_path / "images" / f"{name}.{'jpg' if kind == 'jpg' else 'png'}")
+        if space is not None and kind == "npy":
+            np.save(tmp_path / "truth" / f"{name}.npy", np.zeros(space, np.uint8))
+        elif space is not None:
+            suffix = "tif" if kind == "tif" else "png"
+            Image.fromarray(np.zeros(space, np.uint8)).save(tmp_path / "truth" / f"{name}.{suffix}")
+    code, _, errors = masks(grey, "--truth", f"{tmp_path}/truth")
+    assert code == 2
+    expected = "has no mask called b" if size is None else r"b\.\w+ has size \[4, 4\]; the image has \[9, 9\]"
+    assert re.search(expected, one_sentence(errors))
+    assert not list((tmp_path / "out").glob("*"))
 
 
 def test_values_that_are_no_numbers_are_named(masks, tmp_path: Path) -> None:
@@ -357,6 +397,87 @@ def test_tiles_with_context_equal_the_whole_image(local: Path, masks, prediction
     assert_close(tiled, whole, rtol=0, atol=1e-5)
 
 
+def test_flips_are_those_of_training(grey: Path, masks, predictions, tmp_path: Path) -> None:
+    """Of several runs, those that all were trained with."""
+    saved(tmp_path / "images", a=noise(*SIZE))
+    known = [tmp_path / name for name in ("one", "other")]
+    for path, flips in zip(known, ("[0, 1]", "[1]"), strict=True):
+        shutil.copytree(grey, path)
+        (path / "config.yaml").write_text(f"data: {{augment: {{flips: {flips}}}}}\n")
+    for words in ([grey, "--tta", "0,1"], [known[0], "--tta"], [grey, "--tta", "1"], [*known, "--tta"], [grey]):
+        code, _, errors = masks(*words)
+        assert code == 0, errors
+    all_axes, of_one, last_axis, of_both, none = map(torch.from_numpy, predictions)
+    assert_close(of_one, all_axes)
+    assert_close(of_both, last_axis)
+    assert (all_axes - last_axis).abs().max() > 0.01 < (none - last_axis).abs().max()
+
+
+@pytest.mark.parametrize("held", ["{}", "data: {}", "data: {augment: {flips: []}}"])
+def test_flips_of_no_training_are_refused(held: str, grey: Path, masks, tmp_path: Path) -> None:
+    saved(tmp_path / "images", a=noise(9, 9))
+    shutil.copytree(grey, tmp_path / "run")
+    (tmp_path / "run" / "config.yaml").write_text(held + "\n")
+    code, _, errors = masks(tmp_path / "run", "--tta")
+    assert code == 2
+    assert "name them, such as --tta 0,1" in one_sentence(errors)
+
+
+def test_several_processes_share_the_images_out(grey: Path, tmp_path: Path) -> None:
+    """Masks, objects, figures and what is said are those of one process."""
+    images = saved(tmp_path / "images", **{name: noise(9, 9 + place) for place, name in enumerate("abcde")})
+    truth = saved(tmp_path / "truth", **{name: noise(9, 9 + place) % 3 * 100 for place, name in enumerate("abcde")})
+    said = {}
+    for count in (1, 2):
+        out = tmp_path / f"out{count}"
+        words = [str(grey), str(images), "--out", str(out), "--truth", str(truth), "--instances", "components"]
+        done = command("sample/masks.py", *words, processes=count)
+        assert done.returncode == 0, done.stderr
+        said[count] = done.stdout.replace(str(out), "OUT")
+    assert said[1] == said[2]
+    names = sorted(path.name for path in (tmp_path / "out1").iterdir())
+    assert names == sorted(path.name for path in (tmp_path / "out2").iterdir())
+    for name in names:
+        if not name.endswith(".npz"):  # zip files hold the time
+            assert (tmp_path / "out1" / name).read_bytes() == (tmp_path / "out2" / name).read_bytes(), name
+
+
+def test_a_damaged_image_ends_every_process(grey: Path, tmp_path: Path) -> None:
+    (tmp_path / "images").mkdir()
+    write_damaged(tmp_path / "images")  # m.png, the second of three
+    words = [str(grey), str(tmp_path / "images"), "--out", str(tmp_path / "out")]
+    done = command("sample/masks.py", *words, processes=2, timeout=100)
+    assert done.returncode != 0
+    spoken = [line for line in done.stderr.splitlines() if line.startswith("error: ")]
+    assert len(spoken) == 1
+    assert "m.png cannot be decoded" in spoken[0]
+
+
+def test_networks_are_loaded_on_the_device_of_the_process(grey: Path, masks, monkeypatch, tmp_path: Path) -> None:
+    saved(tmp_path / "images", a=noise(9, 9))
+    devices = []
+    monkeypatch.setattr(mask_command, "device_of", lambda state: torch.device("cuda", 1))
+    monkeypatch.setattr(
+        mask_command, "load_run", lambda path, weights, device: (devices.append(device), load_run(path))[1]
+    )
+    assert masks(grey, grey)[0] == 0
+    assert devices == ["cuda:1"] * 2
+
+
+def test_tiles_are_those_of_the_settings(grey: Path, masks, predictions, tmp_path: Path) -> None:
+    saved(tmp_path / "images", a=noise(*SIZE))
+    shutil.copytree(grey, tmp_path / "run")
+    (tmp_path / "run" / "config.yaml").write_text("evaluation: {tile: 16, overlap: 0.5}\n")
+    run = tmp_path / "run"
+    given = ([run], [grey, "--tile", "16", "--overlap", "0.5"], [run, "--overlap", "0.25"], [grey, "--tile", "16"])
+    for words in (*given, [run, "--tile", "0"], [grey]):
+        code, _, errors = masks(*words)
+        assert code == 0, errors
+    for first, second in zip(predictions[::2], predictions[1::2], strict=True):
+        assert (first == second).all()
+    assert np.abs(predictions[0] - predictions[2]).max() > 1e-4 < np.abs(predictions[0] - predictions[4]).max()
+
+
 def test_members_with_other_strides(grey: Path, masks, predictions, tmp_path: Path) -> None:
     """Networks whose tiles end in other rows are read in step."""
     deep = run_folder(tmp_path / "deep", channels=[4, 4, 8])
@@ -413,10 +534,14 @@ def test_large_images_in_parts(kind: str, masks, predictions, request, tmp_path:
 
 
 def test_objects_of_large_images_are_refused(grey: Path, masks, everything_is_large, tmp_path: Path) -> None:
-    saved(tmp_path / "images", a=noise(9, 9))
-    code, _, errors = masks(grey, "--instances", "components")
-    assert code == 2
-    assert "a.png is too large for --instances" in one_sentence(errors)
+    saved(tmp_path / "images", b=noise(9, 9))
+    np.save(tmp_path / "images" / "a.npy", noise(9, 9))
+    for name in ("a.npy", "b.png"):
+        code, _, errors = masks(grey, "--instances", "components")
+        assert code == 2
+        assert f"{name} is too large for --instances" in one_sentence(errors)
+        (tmp_path / "images" / name).unlink()
+    assert not list((tmp_path / "out").glob("*"))
 
 
 def test_large_and_small_images_are_measured_together(grey: Path, masks, monkeypatch, tmp_path: Path) -> None:

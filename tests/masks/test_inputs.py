@@ -10,7 +10,7 @@ from PIL import Image
 
 from unetdiff.data.formats import DataFormat
 from unetdiff.data.masks import MaskEncoding
-from unetdiff.masks.inputs import check_output, class_of, find_images, open_truth
+from unetdiff.masks.inputs import check_output, class_of, find_images, header_size, open_truth
 
 GREY = DataFormat(dims=2, channels=1, dtype="uint8", low=0, high=255)
 ENCODING = MaskEncoding(kind="values", values=(0, 7), class_names=("ground", "0"), ignore=(255,))
@@ -35,10 +35,10 @@ def test_slices_of_a_folder_are_a_volume(tmp_path: Path) -> None:
     """Images and masks alike, the masks in a folder of the volume's name or in the folder that is given."""
     volume = np.random.default_rng(0).integers(0, 256, (3, 4, 5)).astype(np.uint8)
     labels = np.where(volume > 99, 7, 0).astype(np.uint8)
-    for number in range(3):
+    for number, name in enumerate(("2", "8", "10")):
         for place, array in (("brain", volume), ("truth/brain", labels), ("flat", labels)):
             (tmp_path / place).mkdir(parents=True, exist_ok=True)
-            Image.fromarray(array[number]).save(tmp_path / place / f"{number}.png")
+            Image.fromarray(array[number]).save(tmp_path / place / f"{name}.png")
     cubes = DataFormat(dims=3, channels=1, dtype="uint8", low=0, high=255)
     (found,) = find_images(tmp_path / "brain", cubes)
     assert found.name == "brain"
@@ -88,3 +88,16 @@ def test_nothing_that_was_given_is_overwritten(tmp_path: Path) -> None:
     for out, given in ((images, images), (images / "out", images), (images, images / "a.png"), (truth, images)):
         with pytest.raises(ValueError, match="lies in the folder of"):
             check_output(out, given, truth)
+
+
+def test_sizes_are_read_from_headers_where_those_say_them(tmp_path: Path) -> None:
+    Image.fromarray(np.zeros((3, 4), np.uint8)).save(tmp_path / "a.png")
+    Image.fromarray(np.zeros((3, 4), np.uint8)).save(tmp_path / "a.tif")
+    stack = [Image.fromarray(np.zeros((3, 4), np.uint8))] * 2
+    stack[0].save(tmp_path / "b.tif", save_all=True, append_images=stack[1:])
+    np.save(tmp_path / "c.npy", np.zeros((5, 6, 7), np.uint8))
+    (tmp_path / "d.png").write_bytes(b"no image")
+    assert [header_size(tmp_path / name, 2) for name in ("a.png", "a.tif", "c.npy")] == [(3, 4), (3, 4), (5, 6)]
+    assert header_size(tmp_path / "c.npy", 3) == (5, 6, 7)
+    assert [header_size(tmp_path / name, 2) for name in ("b.tif", "d.png")] == [None, None]
+    assert [header_size(tmp_path / name, dims) for name, dims in (("c.npy", 1), ("a.png", 3))] == [None, None]

@@ -14,7 +14,7 @@ from tests.networks import redraw
 from unetdiff import UNet
 from unetdiff.data.formats import DataFormat
 from unetdiff.data.masks import MaskEncoding
-from unetdiff.masks.outputs import check_names, write_rows
+from unetdiff.masks.outputs import check_names, probability_picture, write_rows, write_segmentation
 from unetdiff.runs import Companions, Run
 from unetdiff.segmentation.predict import Inference
 from unetdiff.segmenting import MAPS, segment, segment_rows
@@ -42,6 +42,27 @@ def test_rows_are_the_whole(run: Run, tmp_path: Path) -> None:
         assert_close(np.load(tmp_path / f"x_{name}.npy").astype(np.float32), whole.maps[name], rtol=0, atol=2e-3)
         assert (tmp_path / f"x_{name}.png").is_file()
     assert Image.open(tmp_path / "x_overlay.png").size == (67, 101)
+    write_segmentation(tmp_path, "whole", image, whole, run)
+    by_rows, at_once = (
+        np.asarray(Image.open(tmp_path / f"{name}_probability.png")).astype(int) for name in ("x", "whole")
+    )
+    assert by_rows.shape == at_once.shape
+    assert (np.abs(by_rows - at_once) < 8).mean() > 0.99  # float16
+
+
+@pytest.mark.parametrize(
+    ("classes", "space"), [(2, (40, 60)), (3, (50,)), (14, (5, 9, 7)), (2, (1, 1)), (2, (3, 3000))]
+)
+def test_probabilities_are_shown_from_0_to_1(classes: int, space: tuple[int, ...]) -> None:
+    """Colours that are certain stand for 1 and 0; of many classes the commonest are shown, at a size for a page."""
+    probabilities = np.zeros((classes, *space), np.float16)
+    probabilities[classes - 1] = 1
+    picture = probability_picture(probabilities, tuple(f"class {number}" for number in range(classes)))
+    assert 400 < picture.width < 1400
+    assert 100 < picture.height < 1600
+    colours = np.asarray(picture).reshape(-1, 3)
+    for colour in ((68, 1, 84), (253, 231, 36)):  # the ends of viridis
+        assert (colours == colour).all(1).mean() > 0.005
 
 
 def test_names_that_would_share_a_file_are_refused() -> None:

@@ -4,18 +4,16 @@ from __future__ import annotations
 
 import csv
 import io
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 import pytest
-import torch
 
 from unetdiff.data.masks import MaskEncoding
 from unetdiff.masks.inputs import TruthMask
-from unetdiff.masks.scores import TruthScores, evaluation_of, score_list, score_page, shown, worst_first
-from unetdiff.segment_config import EvaluationConfig
+from unetdiff.masks.scores import TruthScores, score_list, score_page, shown, worst_first
 from unetdiff.segmentation.metrics import MetricOptions
-from unetdiff.segmentation.uncertainty import decompose
 from unetdiff.segmenting import Segmentation
 
 ENCODING = MaskEncoding(kind="values", values=(0, 1, 2), class_names=("a", "b|c", "d"), ignore=(255,))
@@ -34,8 +32,8 @@ def image(seed: int, ignored: bool = False) -> tuple[Segmentation, TruthMask]:
 
 def by_rows(scores: TruthScores, name: str, found: Segmentation, truth: TruthMask) -> None:
     """Add an image in three parts."""
-    held = torch.from_numpy(found.probabilities)
-    rows = ((start, decompose([held[None, :, start : start + 5]])) for start in range(0, SPACE[0], 5))
+    places = [slice(start, start + 5) for start in range(0, SPACE[0], 5)]
+    rows = ((place.start, Segmentation(found.labels[place], found.probabilities[:, place], {})) for place in places)
     assert [start for start, _ in scores.add_rows(name, rows, truth)] == [0, 5, 10]
 
 
@@ -66,6 +64,15 @@ def test_a_whole_image_and_a_large_one_are_added_up() -> None:
     assert mixed.compute()["mean_boundary_f"] == alone.compute()["mean_boundary_f"]
 
 
+def test_the_parts_of_several_processes_are_added_up() -> None:
+    """Rows come in one order, so that the figures are the same however images were shared out."""
+    alone, first, second = (TruthScores(OPTIONS) for _ in range(3))
+    for number in range(5):
+        for scores in (alone, (first, second)[number % 2]):
+            (scores.add if number < 3 else partial(by_rows, scores))(f"{number}", *image(number))
+    assert TruthScores.merged([second, first]).compute() == alone.compute()
+
+
 def test_tables_name_the_worst_first_and_leave_gaps_for_what_is_not_defined() -> None:
     scores = TruthScores(OPTIONS)
     for number in range(3):
@@ -83,14 +90,3 @@ def test_tables_name_the_worst_first_and_leave_gaps_for_what_is_not_defined() ->
     assert rows[2]["mean_dice"] == rows[2]["iou_b|c"] == ""
     assert float(rows[0]["dice_a"]) == worst_first(computed)[0]["dice"][0]
     assert [shown(value) for value in (None, 0.5, 3)] == ["–", "0.5000", "3"]
-
-
-def test_what_a_run_measured_is_read_from_its_settings(tmp_path: Path) -> None:
-    assert evaluation_of(tmp_path) == EvaluationConfig()
-    (tmp_path / "config.yaml").write_text("evaluation: {membrane: 1, hd95: true, of_a_later_version: 3}\n")
-    expected = EvaluationConfig(membrane=1, hd95=True)
-    assert evaluation_of(tmp_path) == expected
-    assert evaluation_of(tmp_path / "checkpoints" / "step-00000001") == expected
-    (tmp_path / "config.yaml").write_text("evaluation: {membrane: many}\n")
-    with pytest.raises(ValueError, match=r"config\.yaml cannot be read: membrane is 'many'"):
-        evaluation_of(tmp_path)

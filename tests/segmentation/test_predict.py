@@ -18,7 +18,7 @@ WAYS = {
     "whole": Inference(),
     "gaussian": Inference(tile=16),
     "mirror": Inference(tile=16, overlap=0.5, blend="mirror"),
-    "flips": Inference(flips=True),
+    "flips": Inference(flips=(0, 1)),
 }
 
 
@@ -36,6 +36,15 @@ def test_every_way_gives_probabilities_of_the_whole_image(way: str) -> None:
     assert_close(found.sum(0), torch.ones(40, 23))
     if way == "mirror":  # a context of 4 covers the receptive field
         assert_close(found, predict(image[None])[0], rtol=1e-5, atol=1e-5)
+
+
+def test_flips_are_along_the_axes_that_are_named() -> None:
+    predict = probabilities_of(local_network(), torch.device("cpu"))
+    image = torch.randn(1, 9, 7)
+    straight, mirrored = predict(image[None])[0], predict(image[None].flip(3)).flip(3)[0]
+    assert (straight - mirrored).abs().max() > 1e-3
+    assert_close(predict_image(predict, image, Inference(flips=(1,)), (1, 1)), (straight + mirrored) / 2)
+    assert_close(predict_image(predict, image, Inference(), (1, 1)), straight)
 
 
 @pytest.mark.parametrize("way", WAYS)
@@ -72,7 +81,7 @@ def of_the_mirrored_whole(network: UNet, image: Tensor) -> Tensor:
 def test_a_network_without_padding_gives_what_the_mirrored_image_gives(
     way: str, shape: tuple[int, int], unpadded: UNet
 ) -> None:
-    inference = replace(WAYS.get(way, Inference(tile=1)), flips=False)
+    inference = replace(WAYS.get(way, Inference(tile=1)), flips=())
     image = torch.randn(1, *shape)
     plan = unpadded.layout
     predict = probabilities_of(lambda images: unpadded(images).sample, torch.device("cpu"))

@@ -1,14 +1,15 @@
-"""The work of `sample/masks.py`: every image in turn, read, segmented, measured and written."""
+"""The work of `sample/masks.py`: every image in turn, read, segmented, measured and written, by all processes."""
 
 from __future__ import annotations
 
 import argparse
 import ctypes
 from collections.abc import Iterator, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
+from accelerate import PartialState
 
 from unetdiff.data.windows import Windowed
 from unetdiff.files import write_json, write_text
@@ -17,104 +18,182 @@ from unetdiff.masks.inputs import (
     ImageFile,
     TruthMask,
     check_output,
+    check_truth,
     class_of,
     find_images,
+    header_size,
     is_large,
     open_truth,
 )
 from unetdiff.masks.objects import ObjectOptions, write_objects
 from unetdiff.masks.outputs import check_names, write_rows, write_segmentation
-from unetdiff.masks.scores import TruthScores, evaluation_of, score_list, score_page, shown
+from unetdiff.masks.scores import TruthScores, score_list, score_page, shown
+from unetdiff.masks.settings import evaluation_of, flips_of
 from unetdiff.progress import progress
 from unetdiff.runs import Run, load_run
 from unetdiff.segmentation.metrics import MetricOptions
 from unetdiff.segmentation.predict import Inference
-from unetdiff.segmentation.uncertainty import Uncertainty
-from unetdiff.segmenting import segment, segment_rows
+from unetdiff.segmenting import Segmentation, check_members, segment, segment_rows
+from unetdiff.training.processes import Agreement, device_of, first_alone, together
 
 
-def segment_files(options: argparse.Namespace) -> list[str]:
-    """Segment the images that a command line names; what is said at the end, line by line.
+@dataclass(frozen=True)
+class Job:
+    """What a command line asks for, checked before the first image.
+
+    Attributes:
+        runs: the members, on the device of this process.
+        files: the images, of all processes.
+        out: where results go. truth: the folder of true masks, if there are any.
+        inference: how images are predicted that are held whole. in_parts: how those are that are not.
+        passes, seed: of dropout.
+        objects: how objects are told apart; None: they are not.
+        metrics: what is measured, with truth.
+    """
+
+    runs: Sequence[Run]
+    files: Sequence[ImageFile]
+    out: Path
+    truth: Path | None
+    inference: Inference
+    in_parts: Inference
+    passes: int
+    seed: int
+    objects: ObjectOptions | None
+    metrics: MetricOptions
+
+
+def segment_files(options: argparse.Namespace, state: PartialState) -> list[str]:
+    """Segment the images that a command line names, shared out over the processes that were launched.
+
+    Processes keep in step, an image each at a time: a failure ends all of them, and none waits for more than an image.
+
+    Returns:
+        what is said at the end, line by line; the same in every process.
 
     Raises:
         ValueError: something that was given does not fit, in one sentence that names it.
     """
+    job = together(lambda: _prepare(options, str(device_of(state))))
+    scores = None if job.truth is None else TruthScores(job.metrics)
+    said: list[str] = []
+    count, first = state.num_processes, state.is_main_process
+    with progress(desc="segmenting", unit="image", total=len(job.files), disable=not first) as bar:
+        for start in range(0, len(job.files), count):
+            mine = job.files[start : start + count][state.process_index : state.process_index + 1]
+            lines = together(lambda mine=mine: [line for file in mine for line in _segment_file(job, file, scores)])
+            said += [line for part in Agreement().collect(lines) for line in part]
+            bar.update(min(count, len(job.files) - start))
+    if scores is not None:
+        merged = TruthScores.merged(Agreement().collect(scores))
+        said += first_alone(lambda: _write_scores(job.out, merged))
+    return [*said, f"{len(job.files)} masks in {job.out}"]
+
+
+def _prepare(options: argparse.Namespace, device: str) -> Job:
+    """Load the networks, find the images, and look at whatever may be wrong before the first is segmented."""
     images = Path(options.images)
     check_output(options.out, images, options.truth)
-    runs = [load_run(path, weights=options.weights) for path in options.runs]
-    objects = _object_options(options, runs[0])
-    scores = None if options.truth is None else TruthScores(_metric_options(options, runs[0]))
-    files = find_images(images, runs[0].format)
+    runs = [load_run(path, weights=options.weights, device=device) for path in options.runs]
+    check_members(runs, options.passes or 1)
+    lead = runs[0]
+    files = find_images(images, lead.format)
     check_names([file.name for file in files])
+    objects, metrics = _object_options(options, lead), _metric_options(options, lead)
+    whole, in_parts = _inference(options, runs)
+    for file in files:
+        _check_file(file, options.truth, objects, lead)
     options.out.mkdir(parents=True, exist_ok=True)
-    said = []
-    for file in progress(desc="segmenting", unit="image", iterable=files):
-        image = file.open()
-        truth = _truth(options.truth, file, runs[0], image)
-        if is_large(image):
-            _segment_large(options, runs, file, image, truth, scores)
-        else:
-            said += _segment_whole(options, runs, file, np.asarray(image), truth, scores, objects)
-    if scores is not None:
-        said += _write_scores(options.out, scores)
-    return [*said, f"{len(files)} masks in {options.out}"]
+    passes, seed = options.passes or 1, options.seed or 0
+    return Job(runs, files, options.out, options.truth, whole, in_parts, passes, seed, objects, metrics)
 
 
-def _truth(folder: Path | None, file: ImageFile, run: Run, image: Windowed) -> TruthMask | None:
-    return None if folder is None else open_truth(folder, file.name, run.masks, image.shape[:-1])
+def _check_file(file: ImageFile, truth: Path | None, objects: ObjectOptions | None, run: Run) -> None:
+    """What would end the work at this image, as far as headers say."""
+    size = header_size(file.path, file.dims)
+    if objects is not None and size is not None and is_large((*size, run.format.channels)):
+        raise _too_large(file)
+    if truth is not None:
+        check_truth(truth, file, run.masks)
 
 
-def _inference(options: argparse.Namespace) -> Inference:
-    return Inference(options.tile, options.overlap, options.blend, options.tta)
+def _too_large(file: ImageFile) -> ValueError:
+    return ValueError(f"{file.path} is too large for --instances, which need an image whole: cut it into parts")
+
+
+def _inference(options: argparse.Namespace, runs: Sequence[Run]) -> tuple[Inference, Inference]:
+    """How images are predicted that are held whole, and the others: as in validation, unless the command line says."""
+    trained = evaluation_of(runs[0].folder)
+    tile = trained.tile if options.tile is None else options.tile
+    overlap = trained.overlap if options.overlap is None else options.overlap
+    how = Inference(tile or None, overlap, options.blend, _flips(options.tta, runs))
+    return how, replace(how, tile=TILES[runs[0].format.dims]) if tile is None else how
+
+
+def _flips(axes: tuple[int, ...] | None, runs: Sequence[Run]) -> tuple[int, ...]:
+    """The axes of --tta: None for none, and for no axes those that all the runs were trained with."""
+    if axes is None:
+        return ()
+    dims = runs[0].format.dims
+    for axis in axes:
+        if axis >= dims:
+            raise ValueError(f"--tta names axis {axis}; expected axes from 0 to {dims - 1} of {dims}-D images")
+    if axes:
+        return axes
+    known = set.intersection(*(set(flips_of(run.folder)) for run in runs))
+    if not known:
+        told = ",".join(map(str, range(dims)))
+        whose = " and ".join(str(run.folder) for run in runs)
+        raise ValueError(
+            f"--tta takes the axes of data.augment.flips in the settings of {whose}, where there are none: name them, "
+            f"such as --tta {told}, if mirrored images are images as likely"
+        )
+    return tuple(sorted(known))
+
+
+def _segment_file(job: Job, file: ImageFile, scores: TruthScores | None) -> list[str]:
+    """An image from its file to its results; what is said of it."""
+    image = file.open()
+    truth = None if job.truth is None else open_truth(job.truth, file.name, job.runs[0].masks, image.shape[:-1])
+    if not is_large(image.shape):
+        return _segment_whole(job, file, np.asarray(image), truth, scores)
+    _segment_large(job, file, image, truth, scores)
+    return []
 
 
 def _segment_whole(
-    options: argparse.Namespace,
-    runs: Sequence[Run],
-    file: ImageFile,
-    image: np.ndarray,
-    truth: TruthMask | None,
-    scores: TruthScores | None,
-    objects: ObjectOptions | None,
+    job: Job, file: ImageFile, image: np.ndarray, truth: TruthMask | None, scores: TruthScores | None
 ) -> list[str]:
     """An image whose results are held; what is said of it."""
-    how = _inference(options)
-    found = segment(runs, image, how, passes=options.passes, seed=options.seed, name=str(file.path))
+    found = segment(job.runs, image, job.inference, passes=job.passes, seed=job.seed, name=str(file.path))
     labels = None if truth is None else truth.whole()
-    write_segmentation(options.out, file.name, image, found, runs[0], labels, file.affine)
+    write_segmentation(job.out, file.name, image, found, job.runs[0], labels, file.affine)
     if scores is not None and truth is not None:
         scores.add(file.name, found, truth)
-    if objects is None:
+    if job.objects is None:
         return []
-    count = write_objects(options.out, file.name, image, found, runs[0], objects, file.affine)
+    count = write_objects(job.out, file.name, image, found, job.runs[0], job.objects, file.affine)
     return [f"{file.name}: {count} objects"]
 
 
 def _segment_large(
-    options: argparse.Namespace,
-    runs: Sequence[Run],
-    file: ImageFile,
-    image: Windowed,
-    truth: TruthMask | None,
-    scores: TruthScores | None,
+    job: Job, file: ImageFile, image: Windowed, truth: TruthMask | None, scores: TruthScores | None
 ) -> None:
     """An image whose results are written as they come."""
-    if options.instances is not None:
-        raise ValueError(f"{file.path} is too large for --instances, which need an image whole: cut it into parts")
-    how = _inference(options)
-    how = replace(how, tile=TILES[file.dims]) if how.tile is None else how
-    rows = segment_rows(runs, image, how, passes=options.passes, seed=options.seed, name=str(file.path))
+    if job.objects is not None:
+        raise _too_large(file)
+    rows = segment_rows(job.runs, image, job.in_parts, passes=job.passes, seed=job.seed, name=str(file.path))
     if scores is not None and truth is not None:
         rows = scores.add_rows(file.name, rows, truth)
-    write_rows(options.out, file.name, image, _counted(rows, file.name, image.shape[0]), runs[0])
+    write_rows(job.out, file.name, image, _counted(rows, file.name, image.shape[0]), job.runs[0])
 
 
-def _counted(rows: Iterator[tuple[int, Uncertainty]], name: str, total: int) -> Iterator[tuple[int, Uncertainty]]:
+def _counted(rows: Iterator[tuple[int, Segmentation]], name: str, total: int) -> Iterator[tuple[int, Segmentation]]:
     """The rows of a large image, with a progress bar of their own, and no more memory after each than before."""
     with progress(desc=name, unit="row", total=total, position=0, leave=False) as bar:
         for start, part in rows:
             yield start, part
-            bar.update(part.probabilities.shape[2])
+            bar.update(len(part.labels))
             _release_memory()
 
 
@@ -128,11 +207,10 @@ def _release_memory() -> None:
 def _object_options(options: argparse.Namespace, run: Run) -> ObjectOptions | None:
     """How objects are told apart; None: they are not."""
     if options.instances is None:
-        if options.depth is not None or options.min_size != 1:
-            raise ValueError("--depth and --min_size are of objects: expected --instances beside them")
         return None
-    background = class_of(options.background, run.masks, "--background")
-    return ObjectOptions(options.instances, options.depth, options.min_size, background)
+    background = class_of(options.background or "0", run.masks, "--background")
+    least = 1 if options.min_size is None else options.min_size
+    return ObjectOptions(options.instances, options.depth, least, background)
 
 
 def _metric_options(options: argparse.Namespace, run: Run) -> MetricOptions:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import warnings
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -10,10 +11,13 @@ from functools import partial
 from pathlib import Path
 
 import numpy as np
+from PIL import Image
 
-from unetdiff.data.files import list_files
+from unetdiff.data.files import list_files, natural_key
 from unetdiff.data.formats import DataFormat
+from unetdiff.data.images import CAMERA_FORMATS, ORIENTATION
 from unetdiff.data.masks import MaskEncoding
+from unetdiff.data.records import open_npy
 from unetdiff.data.volumes import (
     ARRAY_SUFFIXES,
     NIFTI,
@@ -36,9 +40,9 @@ TILES = {1: 2**18, 2: 512, 3: 96}
 """The side of the tiles of large images by dimension, where none is asked for."""
 
 
-def is_large(image: Windowed) -> bool:
-    """Whether an image (*space, C) is not held whole."""
-    return math.prod(image.shape[:-1]) >= LARGE
+def is_large(shape: Sequence[int]) -> bool:
+    """Whether an image of shape (*space, C) is not held whole."""
+    return math.prod(shape[:-1]) >= LARGE
 
 
 @dataclass(frozen=True)
@@ -127,15 +131,10 @@ def open_truth(folder: Path, name: str, encoding: MaskEncoding, space: tuple[int
     Raises:
         ValueError: there is none, or it has another size.
     """
-    candidates = [folder / f"{name}{suffix}" for suffix in ARRAY_SUFFIXES]
-    path = next((candidate for candidate in candidates if candidate.is_file()), None)
-    slices = _mask_slices(folder, name) if path is None and len(space) == 3 else []
-    if path is None and not slices:
-        raise ValueError(f"{folder} has no mask called {name}; expected {name}{encoding.suffix}")
-    if path is None:
-        path, array = slices[0].parent, _stacked_masks(slices)
-    else:
-        array = open_mask(path, len(space), LARGE)
+    paths = find_truth(folder, name, encoding, len(space))
+    path = paths[0] if len(paths) == 1 else paths[0].parent
+    stacked = len(space) == 3 and holds_slice(paths[0])
+    array = _stacked_masks(paths) if stacked else open_mask(path, len(space), LARGE)
     channels = tuple(array.shape[len(space) :])
     if tuple(array.shape[: len(space)]) != space or len(channels) > 1:
         raise ValueError(f"{path} has size {list(array.shape)}; the image has {list(space)}")
@@ -144,10 +143,43 @@ def open_truth(folder: Path, name: str, encoding: MaskEncoding, space: tuple[int
     return TruthMask(path, array, encoding, space)
 
 
+def find_truth(folder: Path, name: str, encoding: MaskEncoding, dims: int) -> list[Path]:
+    """The file of an image's mask by its name, or those of a volume's slices; `ValueError` where there is none."""
+    files = [path for suffix in ARRAY_SUFFIXES if (path := folder / f"{name}{suffix}").is_file()][:1]
+    files = files or (_mask_slices(folder, name) if dims == 3 and folder.is_dir() else [])
+    if not files:
+        raise ValueError(f"{folder} has no mask called {name}; expected {name}{encoding.suffix}")
+    return files
+
+
+def check_truth(folder: Path, file: ImageFile, encoding: MaskEncoding) -> None:
+    """Whether an image has a mask, of its size where headers say both; `ValueError` else, as of `open_truth`."""
+    paths = find_truth(folder, file.name, encoding, file.dims)
+    size, expected = header_size(paths[0], file.dims), header_size(file.path, file.dims)
+    if len(paths) == 1 and size and expected and size != expected:
+        raise ValueError(f"{paths[0]} has size {list(size)}; the image has {list(expected)}")
+
+
+def header_size(path: Path, dims: int) -> tuple[int, ...] | None:
+    """The size (*space) of an image or mask by its header alone; None where only decoding it says that, or fails."""
+    if suffix_of(path) == ".npy":
+        shape = open_npy(path).shape
+        return shape[:dims] if len(shape) in (dims, dims + 1) else None
+    if dims != 2 or suffix_of(path) in NIFTI or not path.is_file():
+        return None
+    try:
+        with warnings.catch_warnings(action="ignore"), Image.open(path) as image:  # it warns of large images
+            turned = image.format in CAMERA_FORMATS and image.getexif().get(ORIENTATION, 1) > 4
+            return None if turned or getattr(image, "n_frames", 1) > 1 else (image.height, image.width)
+    except Exception:  # each of pillow's plugins raises its own kinds; whoever decodes it says what is wrong
+        return None
+
+
 def _mask_slices(folder: Path, name: str) -> list[Path]:
     """The files of a volume's mask in the folder of its name, or else in `folder` itself."""
     place = folder / name if (folder / name).is_dir() else folder
-    files = sorted(path for path in place.iterdir() if path.is_file() and path.name.lower().endswith(ARRAY_SUFFIXES))
+    files = [path for path in place.iterdir() if path.is_file() and path.name.lower().endswith(ARRAY_SUFFIXES)]
+    files.sort(key=natural_key)
     return files if files and holds_slice(files[0]) else []
 
 

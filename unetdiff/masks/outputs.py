@@ -12,17 +12,21 @@ from PIL import Image
 
 from unetdiff.data.masks import mask_suffix, write_mask
 from unetdiff.data.windows import Windowed, thinned
-from unetdiff.mask_figures import case_captions, case_planes, map_picture, most_wrong_slice, overlay, panels
+from unetdiff.figures import SEQUENTIAL, plot_style
+from unetdiff.mask_figures import as_plane, case_captions, case_planes, map_picture, most_wrong_slice, overlay, panels
 from unetdiff.runs import Run
-from unetdiff.segmentation.uncertainty import Uncertainty
-from unetdiff.segmenting import MAPS, Segmentation, maps_of
+from unetdiff.segmenting import MAPS, Segmentation
 
 PREVIEW = 1024  # positions of the longer side of a large image's pictures
+PICTURE_WIDTH = 8  # inches, of 120 pixels, of the panels of probabilities
 
 LEAST_SCALE = 0.01
 """Nats: what a picture of mutual information reaches up to at least, so that rounding is not drawn as disagreement."""
 
-ENDINGS = ("overlay", "panels", "objects", "instances", "probabilities", *MAPS)
+MOST_PANELS = 12
+"""Classes that a picture of probabilities shows at most."""
+
+ENDINGS = ("overlay", "panels", "objects", "instances", "probabilities", "probability", *MAPS)
 """What follows an image's name in the names of its results."""
 
 
@@ -58,6 +62,7 @@ def write_segmentation(
         panels([planes], case_captions(encoding.num_classes)).save(folder / f"{name}_panels.png")
     arrays: dict[str, Any] = {"probabilities": found.probabilities.astype(np.float16), **found.maps}
     np.savez_compressed(folder / f"{name}.npz", **arrays)
+    probability_picture(found.probabilities, encoding.class_names).save(folder / f"{name}_probability.png")
     for entry, values in found.maps.items():
         _write_map(folder, name, entry, values, encoding.num_classes)
 
@@ -81,7 +86,7 @@ class RowFile:
         return np.array(held[tuple(slice(None, None, step) for _ in held.shape)])
 
 
-def write_rows(folder: Path, name: str, image: Windowed, rows: Iterator[tuple[int, Uncertainty]], run: Run) -> None:
+def write_rows(folder: Path, name: str, image: Windowed, rows: Iterator[tuple[int, Segmentation]], run: Run) -> None:
     """As `write_segmentation`, for an image whose results are not held whole: .npy files, and small pictures.
 
     `NAME.npy` is the mask in the form of the training masks, `NAME_probabilities.npy` (K, *space) and a file per map of
@@ -94,20 +99,55 @@ def write_rows(folder: Path, name: str, image: Windowed, rows: Iterator[tuple[in
     probabilities = RowFile(folder / f"{name}_probabilities.npy", shape, np.float16, axis=1)
     maps = {entry: RowFile(folder / f"{name}_{entry}.npy", space, np.float16) for entry in MAPS}
     step = -(-max(space) // PREVIEW)
-    shown: list[np.ndarray] = []
+    shown, shown_probabilities = [], []
     for start, part in rows:
-        found = part.probabilities[0]
-        labels = found.argmax(0).numpy()
-        masks.write(start, encoding.decode(labels))
-        probabilities.write(start, found.numpy())
-        for entry, values in maps_of(part).items():
-            maps[entry].write(start, values.numpy())
-        rest = tuple(slice(None, None, step) for _ in space[1:])
-        shown.append(labels[(slice((-start) % step, None, step), *rest)].copy())  # a view would keep all of them
+        masks.write(start, encoding.decode(part.labels))
+        probabilities.write(start, part.probabilities)
+        for entry, values in part.maps.items():
+            maps[entry].write(start, values)
+        few = (slice((-start) % step, None, step), *(slice(None, None, step) for _ in space[1:]))
+        shown.append(part.labels[few].copy())  # a view would keep all of them
+        shown_probabilities.append(part.probabilities[:, *few].astype(np.float16))
     small = overlay(thinned(image, step), np.concatenate(shown), format, encoding.colours())
     Image.fromarray(small).save(folder / f"{name}_overlay.png")
+    small = np.concatenate(shown_probabilities, axis=1)
+    probability_picture(small, encoding.class_names).save(folder / f"{name}_probability.png")
     for entry, file in maps.items():
         _write_map(folder, name, entry, file.preview(step), encoding.num_classes)
+
+
+def probability_picture(probabilities: np.ndarray, class_names: Sequence[str]) -> Image.Image:
+    """Probabilities (K, *space) as a panel per class, with one scale from 0 to 1; a volume's middle slice.
+
+    Of more than 12 classes, those are shown that have the largest shares, in their order.
+    """
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    shares = probabilities.reshape(len(probabilities), -1).mean(1, dtype=np.float64)
+    chosen = sorted(np.argsort(-shares, kind="stable")[:MOST_PANELS].tolist())
+    dims = probabilities.ndim - 1
+    step = -(-max(probabilities.shape[1:]) // PREVIEW)
+    thin = (slice(None, None, step),) * 2
+    planes = [as_plane(probabilities[number].astype(np.float32), dims)[thin] for number in chosen]
+    height, width = planes[0].shape
+    share = 8 if dims == 1 else min(max(width / height, 0.25), 8)  # width over height; a longer one is stretched
+    columns = min(len(planes), math.ceil(math.sqrt(len(planes) / share)))
+    across = PICTURE_WIDTH / columns
+    with plot_style():
+        figure = Figure(
+            (PICTURE_WIDTH + 1, -(-len(planes) // columns) * (across / share + 0.3)), 120, layout="constrained"
+        )
+        canvas = FigureCanvasAgg(figure)
+        every = figure.subplots(-(-len(planes) // columns), columns, squeeze=False).ravel()
+        for axes in every:
+            axes.set_axis_off()
+        for axes, number, plane in zip(every, chosen, planes, strict=False):
+            axes.imshow(plane, cmap=SEQUENTIAL, vmin=0, vmax=1, interpolation="nearest", aspect="auto")
+            axes.set_title(class_names[number])
+        figure.colorbar(every[0].images[0], ax=every, label="probability")
+        canvas.draw()
+        return Image.fromarray(np.asarray(canvas.buffer_rgba())[..., :3].copy())
 
 
 def _write_map(folder: Path, name: str, entry: str, values: np.ndarray, classes: int) -> None:

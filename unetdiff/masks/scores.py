@@ -4,36 +4,16 @@ from __future__ import annotations
 
 import csv
 import io
-from collections.abc import Iterator
-from dataclasses import fields, replace
-from pathlib import Path
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from typing import Any
 
 import torch
 
 from unetdiff.masks.inputs import TruthMask
-from unetdiff.segment_config import EvaluationConfig
 from unetdiff.segmentation.metrics import MetricOptions, SegmentationMetrics
 from unetdiff.segmentation.overlap import overlaps
-from unetdiff.segmentation.uncertainty import Uncertainty
 from unetdiff.segmenting import Segmentation
-
-CONFIG = "config.yaml"
-
-
-def evaluation_of(folder: Path) -> EvaluationConfig:
-    """How a run measures held-out images, by its settings; the defaults where the folder of a network has none."""
-    import yaml
-
-    run = folder.parent.parent if folder.parent.name == "checkpoints" else folder
-    if not (run / CONFIG).is_file():
-        return EvaluationConfig()
-    try:
-        held = yaml.safe_load((run / CONFIG).read_text()).get("evaluation", {})
-        known = {entry.name for entry in fields(EvaluationConfig)}
-        return EvaluationConfig(**{name: value for name, value in held.items() if name in known})
-    except (yaml.YAMLError, AttributeError, TypeError, ValueError) as error:
-        raise ValueError(f"{run / CONFIG} cannot be read: {error}") from error
 
 
 class TruthScores:
@@ -44,6 +24,7 @@ class TruthScores:
     """
 
     def __init__(self, options: MetricOptions) -> None:
+        self.options = options
         self._by_position = replace(options, boundary_tolerance=None, hd95=False, membrane=None)
         self._whole = SegmentationMetrics(options)
         self._large: list[SegmentationMetrics] = []
@@ -54,16 +35,25 @@ class TruthScores:
         self._whole.update(torch.from_numpy(found.probabilities)[None], labels[None], names=[name])
 
     def add_rows(
-        self, name: str, rows: Iterator[tuple[int, Uncertainty]], truth: TruthMask
-    ) -> Iterator[tuple[int, Uncertainty]]:
+        self, name: str, rows: Iterator[tuple[int, Segmentation]], truth: TruthMask
+    ) -> Iterator[tuple[int, Segmentation]]:
         """Add a large image as its rows pass; it counts once they have all passed."""
         parts = SegmentationMetrics(self._by_position)
         for start, part in rows:
-            labels = torch.from_numpy(truth.rows(start, part.probabilities.shape[2]))
-            parts.update(part.probabilities, labels[None])
+            labels = torch.from_numpy(truth.rows(start, len(part.labels)))
+            parts.update(torch.from_numpy(part.probabilities)[None], labels[None])
             yield start, part
         parts.rows = [_joined(name, parts)]
         self._large.append(parts)
+
+    @classmethod
+    def merged(cls, parts: Sequence[TruthScores]) -> TruthScores:
+        """What one process would hold after all the images of `parts`, which several have measured."""
+        total = cls(parts[0].options)
+        total._whole = SegmentationMetrics.merged([part._whole for part in parts])
+        total._large = [image for part in parts for image in part._large]
+        total._large.sort(key=lambda image: image.rows[0]["name"])
+        return total
 
     def compute(self) -> dict[str, Any]:
         """As `SegmentationMetrics.compute`; beside it `images_whole`, of how many images all figures are."""

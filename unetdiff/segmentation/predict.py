@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from math import ceil, prod
 from typing import Protocol
 
@@ -40,18 +40,19 @@ class Inference:
     tile: side of tiles, raised to the next that the network's strides divide; None: images are predicted whole.
     overlap: share of a tile that the next one covers as well. blend: `gaussian`, tiles blended where they overlap, or
     `mirror`, the overlap-tile strategy of Ronneberger et al. 2015: every position from one tile, which sees half the
-    overlap beyond it. flips: average over all mirrorings, undone. batch: tiles at a time; None: as many as hold 2^18
-    positions together, at least one.
+    overlap beyond it. flips: the spatial axes whose mirrorings are averaged, undone; classes or shapes that a flip
+    exchanges must not be (see `with_flips`). batch: tiles at a time; None: as many as hold 2^18 positions together, at
+    least one.
     """
 
     tile: int | None = None
     overlap: float = 0.25
     blend: str = "gaussian"
-    flips: bool = False
+    flips: tuple[int, ...] = ()
     batch: int | None = None
 
-    def layout(self, shape: Sequence[int], multiple: tuple[int, ...], sizes: Sizes | None = None) -> Tiles:
-        """Where the tiles of an image lie, at distances that the network's strides divide.
+    def layout(self, shape: Sequence[int], multiple: tuple[int, ...], sizes: Sizes | None = None) -> Tiles | None:
+        """Where the tiles of an image lie, at distances that the network's strides divide; None: it is given whole.
 
         Args:
             shape: (*space).
@@ -61,7 +62,8 @@ class Inference:
         """
         if sizes is not None:
             return self._unpadded(shape, multiple, sizes)
-        assert self.tile is not None
+        if self.tile is None or max(shape) <= self.tile:
+            return None
         tile = tuple(ceil(self.tile / factor) * factor for factor in multiple)
         if self.blend == "mirror":
             context = tuple(int(length * self.overlap / 2) for length in tile)
@@ -74,12 +76,13 @@ class Inference:
         lost = lost_border(smallest, sizes.output_size(smallest))
         whole = [length + 2 * border for length, border in zip(shape, lost, strict=True)]
         least = [factor + 2 * border for factor, border in zip(multiple, lost, strict=True)]
-        wanted = whole if self.tile is None else [min(self.tile, length) for length in whole]
-        tile = sizes.fitting_size([max(length, low) for length, low in zip(wanted, least, strict=True)])
-        output = sizes.output_size(tile)
+        tile = self.tile
+        wanted = whole if tile is None or max(shape) <= tile else [min(tile, length) for length in whole]
+        fitting = sizes.fitting_size([max(length, low) for length, low in zip(wanted, least, strict=True)])
+        output = sizes.output_size(fitting)
         if self.blend == "mirror":
-            return MirrorTiles(tile, lost, output=output, multiple=multiple)
-        return GaussianTiles(tile, self.overlap, output=output, multiple=multiple)
+            return MirrorTiles(fitting, lost, output=output, multiple=multiple)
+        return GaussianTiles(fitting, self.overlap, output=output, multiple=multiple)
 
 
 @dataclass(frozen=True)
@@ -116,15 +119,14 @@ def predict_rows(
     mirrored at their borders, by tiles as whole; None: it keeps sizes.
     """
     if inference.flips:
-        predict = with_flips(predict)
-    whole = inference.tile is None or max(image.shape) <= inference.tile
-    if whole and sizes is None:
+        predict = with_flips(predict, inference.flips)
+    tiles = inference.layout(image.shape, multiple, sizes)
+    if tiles is None:
         values = torch.from_numpy(image.read(tuple(slice(0, length) for length in image.shape)))
         with torch.no_grad():
             found = predict(values[None])[0].cpu()
         yield 0, found  # outside: a generator that waits inside would leave gradients off for everyone
         return
-    tiles = (replace(inference, tile=None) if whole else inference).layout(image.shape, multiple, sizes)
     batch = inference.batch or max(_POSITIONS_AT_ONCE // prod(tiles.tile), 1)
     for start, rows in predict_tiles(predict, image, tiles, batch):
         yield start, torch.from_numpy(rows)
