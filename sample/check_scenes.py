@@ -71,8 +71,16 @@ def comparison(runs: list[Run], images: np.ndarray, masks: np.ndarray) -> Image.
             found = segment(run, image)
             row += [label_plane(found.labels, colours), entropy_plane(found.probabilities)]
         rows.append(row)
-    captions = [caption for run in runs for caption in (run.folder.name, "entropy")]
+    captions = [caption for name in short_names(runs) for caption in (name, "entropy")]
     return panels(rows, ["image", "truth", *captions])
+
+
+def short_names(runs: list[Run]) -> list[str]:
+    """The runs' names without the words that all of them begin with."""
+    words = [run.folder.name.split("_") for run in runs]
+    while all(len(left) > 1 for left in words) and len({left[0] for left in words}) == 1:
+        words = [left[1:] for left in words]
+    return ["_".join(left) for left in words]
 
 
 def main() -> int:
