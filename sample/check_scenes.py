@@ -86,7 +86,7 @@ def short_names(runs: list[Run]) -> list[str]:
 def main() -> int:
     parser = CommandParser(prog="python sample/check_scenes.py", description=__doc__)
     parser.add_argument("runs", type=Path, nargs="+", metavar="RUN", help="segmentation runs on digit scenes")
-    parser.add_argument("--shown", type=int, default=12, help="scenes that get pictures (default %(default)s)")
+    parser.add_argument("--shown", type=int, default=6, help="scenes that get pictures (default %(default)s)")
     parser.add_argument("--digits", type=Path, metavar="RUN", help="a run that sample/check_digits.py judged: its "
                         "share is said again in the last line")  # fmt: skip
     options = parser.parse_args()
