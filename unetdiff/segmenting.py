@@ -16,7 +16,7 @@ from unetdiff.runs import Run
 from unetdiff.segmentation.flips import with_flips
 from unetdiff.segmentation.predict import Inference, Scores, predict_rows, probabilities_of
 from unetdiff.segmentation.tiles import Predict
-from unetdiff.segmentation.uncertainty import decompose
+from unetdiff.segmentation.uncertainty import decompose, entropy
 
 MAPS = ("total_entropy", "expected_entropy", "mutual_information")
 
@@ -133,16 +133,11 @@ def _joined(parts: Sequence[Tensor], counts: Sequence[int]) -> Segmentation:
     """What groups of so many members say of the same rows, each (K + 1, n, *rest) as `_rows` yields them."""
     shares = [count / sum(counts) for count in counts]
     mean = torch.stack([share * part[:-1] for share, part in zip(shares, parts, strict=True)]).sum(0)
-    members = [share * (_entropy(part[:-1]) - part[-1]) for share, part in zip(shares, parts, strict=True)]
+    members = [share * (entropy(part[:-1], 0) - part[-1]) for share, part in zip(shares, parts, strict=True)]
     expected = torch.stack(members).sum(0)
-    total = _entropy(mean)
+    total = entropy(mean, 0)
     maps = dict(zip(MAPS, (total, expected, (total - expected).clamp(min=0)), strict=True))
     return Segmentation(mean.argmax(0).numpy(), mean.numpy(), {name: values.numpy() for name, values in maps.items()})
-
-
-def _entropy(probabilities: Tensor) -> Tensor:
-    """-sum p log p over classes, nats: (K, n, *rest) to (n, *rest)."""
-    return torch.special.entr(probabilities).sum(0)
 
 
 def _in_step(members: Sequence[Iterator[tuple[int, Tensor]]]) -> Iterator[tuple[int, list[Tensor]]]:

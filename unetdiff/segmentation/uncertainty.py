@@ -125,12 +125,12 @@ class _Sums:
         self.probabilities += member
         choice = member.argmax(1, keepdim=True)
         self.votes.scatter_add_(1, choice, torch.ones_like(choice, dtype=self.votes.dtype))
-        self.entropies += _entropy(member)
+        self.entropies += entropy(member)
         self.squares += member.square().sum(1)
 
     def result(self) -> Uncertainty:
         mean, votes = self.probabilities / self.count, self.votes / self.count
-        total, expected = _entropy(mean), self.entropies / self.count
+        total, expected = entropy(mean), self.entropies / self.count
         information = total - expected
         assert (information >= -_ROUNDING).all(), "entropy is concave: members are not probabilities"
         return Uncertainty(
@@ -139,11 +139,11 @@ class _Sums:
             expected=expected,
             mutual_information=information.clamp(min=0),
             variance=(self.squares / self.count - mean.square().sum(1)).clamp(min=0),
-            vote_entropy=_entropy(votes),
+            vote_entropy=entropy(votes),
             disagreement=1 - votes.amax(1),
         )
 
 
-def _entropy(probabilities: Tensor) -> Tensor:
-    """-sum p log p over classes, nats, 0 log 0 = 0: (N, K, *space) to (N, *space)."""
-    return torch.special.entr(probabilities).sum(1)
+def entropy(probabilities: Tensor, classes: int = 1) -> Tensor:
+    """-sum p log p in nats, 0 log 0 = 0, over the axis `classes`, which goes: (N, K, *space) to (N, *space)."""
+    return torch.special.entr(probabilities).sum(classes)
