@@ -38,8 +38,9 @@ from unetdiff.segmentation.metrics import SegmentationMetrics  # noqa: E402
 from unetdiff.segmentation.predict import Inference, predict_image, probabilities_of  # noqa: E402
 from unetdiff.spec import UNetSpec  # noqa: E402
 from unetdiff.training.ema import WeightAverages  # noqa: E402
+from unetdiff.training.kinds.task import MaskTask  # noqa: E402
 from unetdiff.training.schedule import learning_rate  # noqa: E402
-from unetdiff.training.segment import SegmentTask, segment_workload  # noqa: E402
+from unetdiff.training.segment import segment_workload  # noqa: E402
 from unetdiff.training.start import Workload  # noqa: E402
 
 FIGURES = {"membrane Dice": "dice", "membrane IoU": "iou", "V-Rand": "v_rand", "V-Info": "v_info", "ECE": "ece"}
@@ -101,7 +102,7 @@ def fit(network: nn.Module, work: Workload, config: SegmentConfig, bf16: bool) -
     return averages, losses
 
 
-def measure(network: nn.Module, held_out: PairSource, task: SegmentTask) -> dict[str, Any]:
+def measure(network: nn.Module, held_out: PairSource, task: MaskTask) -> dict[str, Any]:
     """The metrics of whole held-out images, in float32."""
     metrics = SegmentationMetrics(task.options)
     predict = probabilities_of(lambda images: network(images).sample, next(network.parameters()).device)
@@ -124,7 +125,7 @@ def result_of(name: str, config: SegmentConfig, conditions: Mapping[str, Any]) -
     averages, losses = fit(network, work, config, arm.bf16)
     seconds = time.perf_counter() - start
     network.eval()
-    assert isinstance(work.task, SegmentTask)
+    assert isinstance(work.task, MaskTask)
     with averages.swapped():
         figures = measure(network, work.task.held_out, work.task)
     spans = torch.tensor(losses).tensor_split(min(20, len(losses)))

@@ -19,10 +19,11 @@ from unetdiff.data.scenes import SCENE_CLASSES, scenes
 from unetdiff.files import read_json, write_json
 from unetdiff.mask_figures import entropy_plane, image_plane, label_plane, panels
 from unetdiff.masks.outputs import write_segmentation
+from unetdiff.members import has_dropout
 from unetdiff.progress import progress
 from unetdiff.runs import Run, load_run
 from unetdiff.segmentation.metrics import MetricOptions, SegmentationMetrics
-from unetdiff.segmenting import has_dropout, segment
+from unetdiff.segmenting import segment
 from unetdiff.training.processes import device_of, start_processes
 
 PASSES = 20  # with dropout on, of the scenes that are shown, by networks that have it

@@ -29,6 +29,7 @@ ORDER = [
     ["figures"],
     ["mask_figures"],
     ["outputs", "runs"],
+    ["members"],
     ["segmenting"],
     ["masks.inputs", "masks.outputs", "masks.settings"],
     ["masks.scores", "masks.objects"],

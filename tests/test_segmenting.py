@@ -15,11 +15,12 @@ from tests.networks import redraw
 from unetdiff import UNet
 from unetdiff.data.formats import DataFormat
 from unetdiff.data.masks import MaskEncoding
+from unetdiff.members import has_dropout
 from unetdiff.runs import Companions, Run
 from unetdiff.segmentation import tiles
 from unetdiff.segmentation.predict import Inference
 from unetdiff.segmentation.uncertainty import decompose
-from unetdiff.segmenting import has_dropout, segment
+from unetdiff.segmenting import segment
 
 MASKS = MaskEncoding(kind="values", values=(0, 1, 2), class_names=("a", "b", "c"))
 GREY = DataFormat(dims=2, channels=1, dtype="uint8", low=0, high=255)

@@ -6,6 +6,7 @@ A run folder holds the final network in the diffusers layout (`model_index.json`
 
 from __future__ import annotations
 
+import importlib
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -26,6 +27,9 @@ INDEX = "model_index.json"
 FORMAT = "data_format.json"
 MASKS = "masks.json"
 DONE = "DONE.json"
+_NETWORKS = {("unetdiff", "UNet"): "unetdiff.models.unet", ("diffusers", "UNet2DModel"): "diffusers"}
+"""The networks that are loaded, as an index names them, and the module of each."""
+
 RAW_WEIGHTS = "training/weights.safetensors"
 AVERAGE = "training/ema_{}.safetensors"
 
@@ -122,7 +126,7 @@ def write_network(folder: Path, unet: UNet, beside: Companions, step: int | None
         write_json(folder / MASKS, {"encoding": beside.masks.to_dict(), "settings": dict(beside.settings)})
     if step is not None:
         write_json(folder / DONE, {"step": step})
-    index: dict[str, Any] = {"_class_name": "DDPMPipeline", "unet": ["unetdiff", "UNet"]}
+    index: dict[str, Any] = {"_class_name": "DDPMPipeline", "unet": ["unetdiff", type(unet).__name__]}
     if beside.scheduler is not None:
         index |= _write_scheduler(folder, beside.scheduler)
     write_json(folder / INDEX, index)
@@ -214,16 +218,13 @@ def _network_folder(path: Path, checkpoint: str | None) -> Path:
 def _load_unet(folder: Path) -> Any:
     """The U-Net of a diffusers folder, ours or diffusers' own; every weight must be there, and no other."""
     library, name = read_json(folder / INDEX).get("unet", (None, None))
-    if (library, name) == ("unetdiff", "UNet"):
-        from unetdiff.models.unet import UNet as Network
-    elif (library, name) == ("diffusers", "UNet2DModel"):
-        from diffusers import UNet2DModel as Network
-    else:
-        raise ValueError(
-            f"{folder / INDEX} names the network {library}.{name}; expected UNet or diffusers' UNet2DModel"
-        )
+    home = _NETWORKS.get((library, name))
+    if home is None:
+        known = ", ".join(f"{owner}.{kind}" for owner, kind in _NETWORKS)
+        raise ValueError(f"{folder / INDEX} names the network {library}.{name}; expected one of {known}")
+    network = getattr(importlib.import_module(home), name)
     try:
-        loaded: Any = Network.from_pretrained(folder, subfolder="unet", output_loading_info=True)
+        loaded: Any = network.from_pretrained(folder, subfolder="unet", output_loading_info=True)
     except Exception as error:  # diffusers, safetensors and json each have their own for a damaged file
         raise ValueError(f"the network in {folder / 'unet'} cannot be read: {error}") from error
     unet, report = loaded

@@ -8,14 +8,13 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from unetdiff.data.formats import DataFormat
 from unetdiff.data.windows import Windowed
+from unetdiff.members import has_dropout, members_of
 from unetdiff.runs import Run
-from unetdiff.segmentation.flips import with_flips
-from unetdiff.segmentation.predict import Inference, Scores, predict_rows, probabilities_of
-from unetdiff.segmentation.tiles import Predict
+from unetdiff.segmentation.predict import Inference, predict_rows
 from unetdiff.segmentation.uncertainty import decompose, entropy
 
 MAPS = ("total_entropy", "expected_entropy", "mutual_information")
@@ -160,19 +159,11 @@ def _in_step(members: Sequence[Iterator[tuple[int, Tensor]]]) -> Iterator[tuple[
         start += count
 
 
-def scores_of(run: Run) -> Scores:
-    """The network of a run as a function of images alone."""
-    timestep = run.beside.settings.get("timestep")
-    return lambda images: run.unet(images, timestep, return_dict=False)[0]
-
-
 def _rows(
     group: Sequence[Run], image: FormattedImage, how: Inference, passes: int, seed: int
 ) -> Iterator[tuple[int, Tensor]]:
     """By members that answer together, rows at a time: (K + 1, n, *rest), mean probabilities and mutual information."""
-    members = [
-        _member(run, how.flips, None if passes == 1 else seed + number) for run in group for number in range(passes)
-    ]
+    members = [member for run in group for member in members_of(run, how.flips, passes, seed)]
 
     def answers(images: Tensor) -> Tensor:
         found = decompose(member(images) for member in members)
@@ -180,44 +171,6 @@ def _rows(
 
     plan = group[0].unet.layout
     yield from predict_rows(answers, image, replace(how, flips=()), plan.multiple, None if plan.pads else plan)
-
-
-def _member(run: Run, flips: tuple[int, ...], seed: int | None) -> Predict:
-    """Class probabilities by one network; seed: of its dropout, None for none."""
-    predict = probabilities_of(scores_of(run), run.unet.device)
-    if seed is not None:
-        predict = _with_dropout(predict, run.unet, seed)
-    return with_flips(predict, flips) if flips else predict
-
-
-def _with_dropout(predict: Predict, network: Any, seed: int) -> Predict:
-    """With dropout on for each call, and all else as in evaluation; calls are reproducible in their order."""
-    layers = _dropout_layers(network)
-    generator = torch.Generator().manual_seed(seed)
-    devices = [network.device] if network.device.type == "cuda" else []  # the CPU's is always among them
-
-    def dropped(images: Tensor) -> Tensor:
-        with torch.random.fork_rng(devices=devices):
-            torch.manual_seed(int(torch.randint(2**62, (), generator=generator)))
-            for layer in layers:
-                layer.train()
-            try:
-                return predict(images)
-            finally:
-                for layer in layers:
-                    layer.eval()
-
-    return dropped
-
-
-def _dropout_layers(network: nn.Module) -> list[nn.Dropout]:
-    """The layers that drop anything."""
-    return [module for module in network.modules() if isinstance(module, nn.Dropout) and module.p > 0]
-
-
-def has_dropout(run: Run) -> bool:
-    """Whether passes of a network with dropout on would differ."""
-    return bool(_dropout_layers(run.unet))
 
 
 def check_members(runs: Sequence[Run], passes: int = 1) -> None:

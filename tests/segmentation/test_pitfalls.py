@@ -99,8 +99,9 @@ from unetdiff.segmentation.metrics import SegmentationMetrics
 from unetdiff.segmentation.objective import border_weights
 from unetdiff.segmentation.options import IGNORE
 from unetdiff.segmenting import segment
+from unetdiff.training.kinds.task import MaskTask
 from unetdiff.training.loop import Trainer
-from unetdiff.training.segment import SegmentTask, segment_workload, segmentation_trainer
+from unetdiff.training.segment import segment_workload, segmentation_trainer
 
 SPLIT: dict[str, Any] = {"split": "names", "train": ["[0-5]"], "validation": ["[6-9]", "10"], "test": ["1[12]"]}
 
@@ -196,11 +197,11 @@ def test_training_reads_no_image_of_the_test_split_and_every_other(tmp_path: Pat
 def test_the_last_network_is_kept_whatever_validation_says(tmp_path: Path, monkeypatch) -> None:
     said = []
 
-    def worse(task: SegmentTask, network: nn.Module, accelerator: Any) -> dict[str, Any]:
+    def worse(task: MaskTask, network: nn.Module, accelerator: Any) -> dict[str, Any]:
         said.append(float(len(said)))
         return {"loss": said[-1]}
 
-    monkeypatch.setattr(SegmentTask, "validate", worse)
+    monkeypatch.setattr(MaskTask, "validate", worse)
     run = tmp_path / "run"
     trainer(run, arrays_config(write_arrays(tmp_path), **SPLIT), validate_every=1, checkpoint_every=1).fit()
     assert len(said) == TRAIN["steps"]

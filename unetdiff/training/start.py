@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import platform
 from collections.abc import Callable, Generator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -27,13 +27,18 @@ from unetdiff.typed import plain
 TIMED_BATCH = 16  # samples that decide on the precision
 
 
+def build_unet(spec: UNetSpec) -> UNet:
+    """The network of these settings, with random weights."""
+    return UNet(**spec.to_json())
+
+
 @dataclass(frozen=True)
 class Workload:
     """What a run trains, and on what.
 
     spec: of the network. task: what it is trained to do. loader: makes a process's endless batches; it takes what
     `training_loader` takes by keyword. data: what identifies the data. initialise: fills a new network where its first
-    weights are not to be random.
+    weights are not to be random. build: the network of a spec, where it is more than a U-Net.
     """
 
     spec: UNetSpec
@@ -41,6 +46,7 @@ class Workload:
     loader: Callable[..., Generator[Batch]]
     data: dict[str, Any]
     initialise: Callable[[UNet], None] | None = None
+    build: Callable[[UNetSpec], UNet] = build_unet
 
 
 def make_trainer(config: RunConfig, open_workload: Callable[[int], Workload]) -> Trainer:
@@ -64,7 +70,7 @@ def make_trainer(config: RunConfig, open_workload: Callable[[int], Workload]) ->
     run = config.folder
     backbone = first_alone(lambda: _saved_backbone(run, work.spec))
     torch.manual_seed(config.seed)
-    unet = UNet(**{**work.spec.to_json(), "backbone": backbone})
+    unet = work.build(replace(work.spec, backbone=backbone))
     if work.initialise is not None:
         work.initialise(unet)
     unet.to(device)  # pyright: ignore[reportArgumentType] # diffusers wraps `to` without its types

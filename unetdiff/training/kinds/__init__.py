@@ -1,0 +1,1 @@
+"""The kinds of segmentation run, a file each; `unetdiff.training.segment` has their table."""

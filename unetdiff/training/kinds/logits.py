@@ -1,0 +1,99 @@
+"""Kind `logits`: the network says a score for every class at every position."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass, fields
+from functools import partial
+
+from torch import Tensor, nn
+
+from unetdiff.data.loader import Batch, training_loader
+from unetdiff.data.pairs import PairData, open_pairs
+from unetdiff.models.start_from import body_spec, take_over
+from unetdiff.models.unet import UNet
+from unetdiff.runs import checkpoints, load_run
+from unetdiff.segment_config import SegmentConfig
+from unetdiff.segmentation.predict import probabilities_of
+from unetdiff.segmentation.tiles import Predict
+from unetdiff.spec import Architecture, UNetSpec
+from unetdiff.training.kinds.task import MaskTask, companions, make_objective, shared_parts, weighted
+from unetdiff.training.start import Workload
+
+OWN = ("dropout", "deep_supervision")
+"""Settings of the network that may differ from those of the denoiser it starts from."""
+
+
+@dataclass(frozen=True)
+class LogitsTask(MaskTask):
+    """Predicting the classes of positions.
+
+    timestep: what the network is always told, None for one without.
+    """
+
+    timestep: int | None
+
+    def loss(self, network: nn.Module, batch: Batch) -> Tensor:
+        """The mean loss of a prepared batch; of a deeply supervised network, every output predicts the same masks."""
+        labels, weight = batch["mask"], batch.get("weight")
+        output = network(batch["sample"], self.timestep)
+        return output.supervise(lambda logits: self.objective.loss_per_sample(logits, labels, weight).mean())
+
+    def predictor(self, network: UNet) -> Predict:
+        """The softmax of the scores."""
+        return probabilities_of(lambda images: network(images, self.timestep).sample, network.device)
+
+
+def network_spec(config: SegmentConfig, data: PairData, body: UNetSpec | None) -> UNetSpec:
+    """The network of a run: what the settings choose (or a denoiser's body), and what the data decide.
+
+    Raises:
+        ValueError: the denoiser takes other data, or the settings choose another network than its.
+    """
+    format, classes = data.train.format, data.train.num_classes
+    if body is None:
+        chosen = {entry.name: getattr(config.model, entry.name) for entry in fields(Architecture)}
+        return UNetSpec(**chosen, dims=format.dims, in_channels=format.channels, out_channels=classes,
+                        sample_size=list(data.train.size) if data.train.size else None)  # fmt: skip
+    if (body.dims, body.in_channels) != (format.dims, format.channels):
+        held = f"model.init_from takes {body.in_channels} channels in {body.dims}-D"
+        raise ValueError(f"{held}; the images have {format.channels} in {format.dims}-D")
+    plain = Architecture(time_embedding="none")
+    for entry in fields(Architecture):
+        given, theirs = getattr(config.model, entry.name), getattr(body, entry.name)
+        if given not in (getattr(plain, entry.name), theirs) and entry.name not in OWN:
+            raise ValueError(f"model.{entry.name} is {given!r}, but model.init_from has {theirs!r}: leave it out")
+    own = {name: given for name in OWN if (given := getattr(config.model, name)) != getattr(plain, name)}
+    return body_spec(body, out_channels=classes, timed=config.model.timestep is not None, **own)
+
+
+def _beginning(config: SegmentConfig, data: PairData) -> tuple[UNetSpec, Callable[[UNet], None] | None]:
+    """The network, and what fills a new one where that starts from a denoiser; a run that goes on needs it no more."""
+    chosen = config.model.init_from
+    if chosen is None:
+        return network_spec(config, data, None), None
+    if checkpoints(config.folder):
+        return load_run(config.folder).unet.spec, None
+    denoiser: UNet = load_run(chosen).unet  # pyright: ignore[reportAssignmentType]
+    spec = network_spec(config, data, denoiser.spec)
+
+    def initialise(unet: UNet) -> None:
+        body = f"channels {list(spec.channels)}, dropout {spec.dropout:g}"
+        print(f"from {chosen} ({body}): {take_over(unet, denoiser)}", file=sys.stderr)
+
+    return spec, initialise
+
+
+def logits_workload(config: SegmentConfig, batch_size: int) -> Workload:
+    """The data, the network and the task of a run."""
+    data = open_pairs(config.data)
+    spec, initialise = _beginning(config, data)
+    task = LogitsTask(
+        objective=make_objective(config, data),
+        beside=companions(config, data, timestep=config.model.timestep),
+        timestep=config.model.timestep,
+        **shared_parts(config, data),
+    )
+    loader = partial(training_loader, weighted(data.train, config.objective), config.data)
+    return Workload(spec, task, loader, data.fingerprint(), initialise)
