@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 
+import unetdiff
 from unetdiff.data.sources import Source
 from unetdiff.files import write_json
 from unetdiff.run_config import Precision, RunConfig, read_yaml, to_plain, write_yaml
@@ -167,5 +168,6 @@ def check_same_data(stored: dict[str, Any], found: dict[str, Any], folder: Path)
 
 def versions() -> dict[str, str]:
     """Versions of what the numbers of a run depend on."""
-    names = ("unetdiff", "torch", "accelerate", "diffusers", "datasets", "numpy")
-    return {"python": platform.python_version(), **{name: metadata.version(name) for name in names}}
+    names = ("torch", "accelerate", "diffusers", "datasets", "numpy")
+    others = {name: metadata.version(name) for name in names}
+    return {"python": platform.python_version(), "unetdiff": unetdiff.__version__, **others}  # not installed: a clone
