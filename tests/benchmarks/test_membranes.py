@@ -9,7 +9,8 @@ import pytest
 import torch
 from torch.testing import assert_close
 
-from benchmarks.membranes import ARMS, fit, result_of, table
+from benchmarks.mask_fits import NETWORKS, fit, fit_and_measure
+from benchmarks.membranes import table
 from tests.training.test_segment import fit_masks, settings
 from unetdiff.models.unet import UNet
 from unetdiff.run_config import EmaConfig
@@ -32,13 +33,13 @@ def test_the_loop_is_that_of_the_command(tmp_path: Path) -> None:
         assert_close(ours, theirs, rtol=0, atol=1e-6)
 
 
-@pytest.mark.parametrize("name", ARMS)
+@pytest.mark.parametrize("name", NETWORKS)
 def test_every_network_is_fitted_and_measured(name: str, tmp_path: Path) -> None:
     config = replace(settings(tmp_path / "run", steps=2), evaluation=EvaluationConfig(membrane=0))
-    result = result_of(name, config, {})
+    result = fit_and_measure(name, config, {})
     assert len(result["figures"]["per_image"]) == 100
     assert 0 <= result["figures"]["v_rand"] <= 1
-    again = result_of(name, config, {})
+    again = fit_and_measure(name, config, {})
     assert again["training_loss"] == result["training_loss"]
 
 
