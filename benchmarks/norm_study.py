@@ -27,8 +27,9 @@ def train_all(config: StudyConfig, data: str, folder: Path, shard: str) -> None:
 
     from benchmarks.normalization.data import load_images
     from benchmarks.normalization.placements import find_arm
-    from benchmarks.normalization.study import parse_shard, run_study
+    from benchmarks.normalization.study import run_study
     from benchmarks.normalization.training import run_job
+    from benchmarks.resumable import parse_shard
 
     with user_errors():
         part = parse_shard(shard)

@@ -30,3 +30,11 @@ def read_results(folder: Path) -> list[dict[str, Any]]:
     if not results:
         raise ValueError(f"{folder} holds no results; run the study first")
     return results
+
+
+def parse_shard(text: str) -> tuple[int, int]:
+    """`i/n` as (i, n) with i in 1 .. n."""
+    part, _, parts = text.partition("/")
+    if not (part.isdecimal() and parts.isdecimal() and 1 <= int(part) <= int(parts)):
+        raise ValueError(f"--shard is {text!r}; expected i/n with i from 1 to n, such as 1/4")
+    return int(part), int(parts)

@@ -12,14 +12,6 @@ from unetdiff.files import remove_leftovers, write_json
 from unetdiff.progress import progress
 
 
-def parse_shard(text: str) -> tuple[int, int]:
-    """`i/n` as (i, n) with i in 1 .. n."""
-    part, _, parts = text.partition("/")
-    if not (part.isdecimal() and parts.isdecimal() and 1 <= int(part) <= int(parts)):
-        raise ValueError(f"--shard is {text!r}; expected i/n with i from 1 to n, such as 1/4")
-    return int(part), int(parts)
-
-
 def run_study(
     config: StudyConfig, folder: Path, run: Callable[[Job], dict[str, Any]], shard: tuple[int, int] = (1, 1)
 ) -> int:

@@ -20,8 +20,9 @@ from benchmarks.normalization.placements import ARMS, network_settings
 from benchmarks.normalization.regimes import MOST_SIGMA, REGIMES
 from benchmarks.normalization.report import write_report
 from benchmarks.normalization.settings import Job, StudyConfig
-from benchmarks.normalization.study import parse_shard, run_study
+from benchmarks.normalization.study import run_study
 from benchmarks.normalization.training import Images, build, run_job, train
+from benchmarks.resumable import parse_shard
 from tests.runs import ROOT
 from unetdiff.models.unet import UNet
 
