@@ -47,7 +47,7 @@ class MonaiNetwork(nn.Module):
 
 @dataclass(frozen=True)
 class Network:
-    """A network to fit, and the precision that it is trained in: for each what suits it, in float32 where in doubt."""
+    """A network to fit, and whether it is trained in bf16 on a CPU, where that suits it; on a GPU all are in float32."""
 
     build: Callable[[Workload], nn.Module]
     bf16: bool
@@ -107,8 +107,9 @@ def fit_and_measure(name: str, config: SegmentConfig, conditions: Mapping[str, A
     if work.initialise is not None:
         work.initialise(network)  # pyright: ignore[reportArgumentType]
     network.to(device)
+    bf16 = chosen.bf16 and device.type == "cpu"
     start = time.perf_counter()
-    averages, losses = fit(network, work, config, chosen.bf16)
+    averages, losses = fit(network, work, config, bf16)
     seconds = time.perf_counter() - start
     network.eval()
     assert isinstance(work.task, MaskTask)
@@ -119,7 +120,7 @@ def fit_and_measure(name: str, config: SegmentConfig, conditions: Mapping[str, A
         "network": name,
         "seed": config.seed,
         "parameters": sum(parameter.numel() for parameter in network.parameters()),
-        "precision": "bf16" if chosen.bf16 else "float32",
+        "precision": "bf16" if bf16 else "float32",
         "training_loss": [span.mean().item() for span in spans],
         "figures": figures,
         "seconds": round(seconds, 1),
