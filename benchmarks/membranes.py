@@ -21,6 +21,9 @@ from typing import Any
 ROOT = Path(__file__).parents[1]
 sys.path.insert(0, str(ROOT))
 
+import numpy as np  # noqa: E402
+
+from benchmarks.bootstrap import paired_interval  # noqa: E402
 from benchmarks.mask_fits import NETWORKS, fit_and_measure  # noqa: E402
 from benchmarks.resumable import finished, read_results  # noqa: E402
 from unetdiff.command import user_errors  # noqa: E402
@@ -54,6 +57,37 @@ def table(results: list[dict[str, Any]], membrane: int) -> str:
     return "\n".join(lines)
 
 
+def difference(results: list[dict[str, Any]], membrane: int) -> str:
+    """How ours differs from MONAI's in membrane Dice and V-Rand, with 95% intervals over seeds and slices."""
+    by_network = {
+        name: {result["seed"]: result for result in results if result["network"] == name} for name in NETWORKS
+    }
+    seeds = sorted(set.intersection(*(set(of_seed) for of_seed in by_network.values())))
+    if not seeds:
+        return ""
+    said = []
+    for title, key in (("membrane Dice", "dice"), ("V-Rand", "v_rand")):
+        ours, theirs = (
+            np.array([_per_slice(of_seed[seed], key, membrane) for seed in seeds], dtype=float)
+            for of_seed in (by_network["unetdiff"], by_network["monai"])
+        )
+        mean, low, high = paired_interval(ours, theirs)
+        said.append(f"{title} {mean:+.3f} ({low:+.3f} to {high:+.3f})")
+    return f"unetdiff - monai, mean over slices, paired bootstrap over seeds and slices: {', '.join(said)}."
+
+
+def _per_slice(result: dict[str, Any], key: str, membrane: int) -> list[float | None]:
+    rows = sorted(result["figures"]["per_image"], key=lambda row: row["name"])
+    return [row[key][membrane] if isinstance(row[key], list) else row[key] for row in rows]
+
+
+def report(results: list[dict[str, Any]], membrane: int, name: str, steps: int) -> str:
+    """The page of results as Markdown."""
+    devices = ", ".join(sorted({result["device"] for result in results}))
+    lines = [f"# {name}, {steps} steps", "", f"Fitted on {devices}, torch {results[0]['torch']}.", ""]
+    return "\n".join([*lines, table(results, membrane), "", difference(results, membrane)]).rstrip() + "\n"
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(prog="python benchmarks/membranes.py CONFIG", description=__doc__)
     parser.add_argument("config", metavar="CONFIG")
@@ -70,8 +104,8 @@ def main() -> None:
     conditions = {"steps": config.train.steps, "settings": read_yaml(options.config)}
     with user_errors():
         if options.report:
-            text = table(read_results(folder), config.evaluation.membrane or 0)
-            write_text(folder.with_suffix(".md"), f"# {folder.name}, {config.train.steps} steps\n\n{text}\n")
+            text = report(read_results(folder), config.evaluation.membrane or 0, folder.name, config.train.steps)
+            write_text(folder.with_suffix(".md"), text)
             print(text)
             return
         folder.mkdir(parents=True, exist_ok=True)

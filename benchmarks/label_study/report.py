@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from benchmarks.label_study.bootstrap import Interval, paired_interval
+from benchmarks.bootstrap import Interval, paired_interval
 from benchmarks.label_study.plots import draw_arms
 from benchmarks.label_study.settings import StudyConfig
 from benchmarks.resumable import read_results

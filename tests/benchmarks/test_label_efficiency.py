@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from benchmarks.label_study.bootstrap import paired_interval
+from benchmarks.bootstrap import paired_interval
 from benchmarks.label_study.report import interval_of, write_report
 from benchmarks.label_study.settings import StudyConfig, command_line
 from benchmarks.label_study.study import pretrain, run_fits
