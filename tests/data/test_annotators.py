@@ -96,7 +96,7 @@ def test_a_batch_holds_the_masks_of_those_drawn() -> None:
     assert set(drawn.tolist()) == {0, 1, 2, 3}
     truth = source.read(indices)
     np.testing.assert_array_equal(batch["sample"], truth["sample"])
-    for mask, index, annotator, plain in zip(batch["mask"], indices, drawn, truth["mask"], strict=True):
+    for mask, index, annotator, plain in zip(batch["mask"], indices.tolist(), drawn, truth["mask"], strict=True):
         np.testing.assert_array_equal(mask, source.annotators.labels(index)[annotator])
         np.testing.assert_array_equal(mask, annotated(plain, FOUR)[annotator])
 

@@ -42,7 +42,7 @@ def _dilated(labels: np.ndarray, settings: AnnotatorConfig) -> np.ndarray:
     held = np.where((labels == free) | (labels == IGNORE), 0, labels + 1)
     if not held.any():
         return labels
-    grown = expand_labels(held, settings.radius)
+    grown = expand_labels(held, settings.radius)  # pyright: ignore[reportArgumentType] # any number will do
     return np.where((labels == free) & (grown > 0), grown - 1, labels)
 
 
