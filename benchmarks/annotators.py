@@ -4,7 +4,7 @@ python benchmarks/annotators.py RUN [RUN ...]
 
 RUNs were trained on synthetic annotators of known probabilities, such as those of configs/annotators.yaml. Of every
 held-out image each draws as many masks, which are compared with the masks of all its annotators. Writes annotators.json
-with all figures, annotators.md with a table and annotators.png to --results.
+with the figures, annotators.md with a table and annotators.png to --results.
 """
 
 from __future__ import annotations
@@ -39,7 +39,9 @@ from unetdiff.training.processes import device_of, start_processes  # noqa: E402
 Draw = Callable[[Run, np.ndarray, int, int], np.ndarray]
 """Masks of an image (*space, C), so many, from a seed: int64 (count, *space)."""
 
-SHOWN, SHOWN_SAMPLES = 8, 4
+SHOWN, SHOWN_SAMPLES = 8, 3
+
+LETTERS = "ABCDEFGHIJKLMNOPQRSTUVWXYZ"
 
 RULES = """GED² = 2 E d(S, Y) - E d(S, S') - E d(Y, Y') with d = 1 - IoU, the mean over classes but the background, 0
 where neither mask has the class; means are over all pairs, those of a mask with itself too, so that even {count} masks
@@ -136,12 +138,18 @@ def page(results: list[dict[str, Any]], probabilities: dict[str, float], count: 
         spread_note(count),
         table(results, probabilities),
         RULES.format(count=count),
-        "![Images, their annotators' masks, and those that are drawn](annotators.png)",
+        f"![Images, their annotators' masks, and those that are drawn](annotators.png)\n\n{legend(results)}",
     ]) + "\n"  # fmt: skip
 
 
+def legend(results: list[dict[str, Any]]) -> str:
+    """What the letters over the picture's columns are."""
+    named = [f"{letter}: {result['masks']}" for letter, result in zip(LETTERS, results, strict=False)]
+    return f"Images, the mask of each annotator, and drawn masks, one where all are equal. {'; '.join(named)}."
+
+
 def picture(source: PairSource, drawn: dict[str, list[np.ndarray]], run: Run) -> Image.Image:
-    """Images, the masks of their annotators, and of each arm the first masks, one where all are equal.
+    """Images, the masks of their annotators, and of each arm the first masks; see `legend`.
 
     drawn: by the arm's name, for each image shown (count, *space).
     """
@@ -159,10 +167,9 @@ def picture(source: PairSource, drawn: dict[str, list[np.ndarray]], run: Run) ->
         for name, width in columns.items():
             row += [label_plane(mask, colours) for mask in drawn[name][index][:width]]
         rows.append(row)
-    named = [f"annotator:\n{name} {share:g}" for name, share in annotators.probabilities.items()]
-    captions = ["image", *named]
-    for name, width in columns.items():
-        captions += [name.replace(", ", "\n", 1), *[""] * (width - 1)]
+    captions = ["image", *(f"{name}\n{share:g}" for name, share in annotators.probabilities.items())]
+    for letter, width in zip(LETTERS, columns.values(), strict=False):
+        captions += [f"{letter} {number + 1}" for number in range(width)]
     return panels(rows, captions)
 
 
@@ -188,6 +195,7 @@ def study(folders: list[Path], count: int, most: int | None, seed: int, out: Pat
             )
     arms["annotators drawn anew"] = lambda index: drawn_by_annotators(source, index, count)
     results = [judge(source, images, draw, name) for name, draw in arms.items()]
+    results = [{key: value for key, value in result.items() if key != "per_image"} for result in results]
     assert source.annotators is not None
     probabilities = source.annotators.probabilities
     out.mkdir(parents=True, exist_ok=True)

@@ -114,6 +114,11 @@ class Annotators:
     probabilities: dict[str, float]
     masks: PairSource
 
+    def report(self) -> str:
+        """A line on who draws the training masks."""
+        listed = ", ".join(f"{name} {share:g}" for name, share in self.probabilities.items())
+        return f"training masks are changed by annotators with probabilities: {listed}; the classes above are unchanged"
+
     def labels(self, index: int) -> np.ndarray:
         """The masks of an image by all annotators: int64 (A, *space), whole."""
         count = len(self.probabilities)

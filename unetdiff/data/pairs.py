@@ -291,7 +291,9 @@ class PairData:
 
     def report(self) -> str:
         """What `--check` prints."""
-        return check_report(self.scan)
+        annotators = self.train.annotators
+        said = "" if annotators is None else f"\n{annotators.report()}"
+        return check_report(self.scan) + said
 
     def class_counts(self) -> np.ndarray:
         """Positions of each class in the training masks: int64 (K,)."""
