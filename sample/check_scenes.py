@@ -15,7 +15,7 @@ import torch
 from PIL import Image
 
 from unetdiff.command import CommandParser, run_command, user_errors
-from unetdiff.data.scenes import SCENE_CLASSES, scenes
+from unetdiff.data.scenes import SCENE_GROUPS, grouped, scene_classes, scenes
 from unetdiff.files import read_json, write_json
 from unetdiff.mask_figures import entropy_plane, image_plane, label_plane, panels
 from unetdiff.masks.outputs import write_segmentation
@@ -31,18 +31,26 @@ COMPARED = 8  # scenes in the picture of all runs
 
 
 def load_runs(paths: list[Path]) -> list[Run]:
-    """The runs; `ValueError` where one knows no digit scenes."""
+    """The runs; `ValueError` where one knows no digit scenes, or other classes of them than the first."""
     device = str(device_of(start_processes(None)))
     runs = [load_run(path, device=device) for path in paths]
     for run in runs:
-        if run.masks.class_names != SCENE_CLASSES:
-            raise ValueError(f"{run.folder} is no run on the embedded digit scenes")
+        if groups_of(run) != groups_of(runs[0]):
+            raise ValueError(f"{run.folder} has other data.scene_classes than {runs[0].folder}; expected the same")
     return runs
+
+
+def groups_of(run: Run) -> str:
+    """How a run groups the digits, by `data.scene_classes`."""
+    for groups in SCENE_GROUPS:
+        if run.masks.class_names == scene_classes(groups):
+            return groups
+    raise ValueError(f"{run.folder} is no run on the embedded digit scenes")
 
 
 def judge(run: Run, images: np.ndarray, masks: np.ndarray) -> dict:
     """The metrics of a run over all scenes: images uint8 (n, 32, 32, 1), masks (n, 32, 32)."""
-    metrics = SegmentationMetrics(MetricOptions(class_names=SCENE_CLASSES))
+    metrics = SegmentationMetrics(MetricOptions(class_names=run.masks.class_names))
     pairs = progress(
         desc=f"segmenting, {run.folder.name}", unit="scene", iterable=list(zip(images, masks, strict=True))
     )
@@ -95,6 +103,7 @@ def main() -> int:
         runs = load_runs(options.runs)
         said = [] if options.digits is None else [digits_line(options.digits)]
     images, masks = scenes("test")
+    masks = grouped(masks, groups_of(runs[0]))
     results = []
     for run in runs:
         figures = judge(run, images, masks)

@@ -4,9 +4,16 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
+import pytest
+
+from sample import check_scenes
+from sample.check_scenes import groups_of
 from tests.runs import command, fit, one_sentence
 from tests.training.test_segment import fit_masks
+from unetdiff.data.scenes import SCENE_GROUPS, scene_classes
 
 
 def test_judges_runs_side_by_side(tmp_path: Path) -> None:
@@ -26,6 +33,25 @@ def test_judges_runs_side_by_side(tmp_path: Path) -> None:
     assert (tmp_path / "one" / "comparison.png").is_file()
     for name in ("00.png", "00_overlay.png", "00_total_entropy.png", "00_mutual_information.png"):
         assert (tmp_path / "two" / "scenes" / name).is_file()
+
+
+@pytest.mark.parametrize("groups", SCENE_GROUPS)
+def test_knows_how_a_run_groups_the_digits(groups: str) -> None:
+    assert groups_of(of_classes(scene_classes(groups))) == groups
+
+
+def test_refuses_runs_of_different_classes(monkeypatch: pytest.MonkeyPatch) -> None:
+    runs = {"a": of_classes(scene_classes("groups")), "b": of_classes(scene_classes("digits"))}
+    monkeypatch.setattr(check_scenes, "load_run", lambda path, device: runs[path.name])
+    with pytest.raises(ValueError, match=r"has other data\.scene_classes than a run; expected the same"):
+        check_scenes.load_runs([Path("a"), Path("b")])
+    with pytest.raises(ValueError, match="a run is no run on the embedded digit scenes"):
+        groups_of(of_classes(("background", "cell")))
+
+
+def of_classes(names: tuple[str, ...]) -> Any:
+    """What stands for a run of these classes."""
+    return SimpleNamespace(masks=SimpleNamespace(class_names=names), folder="a run")
 
 
 def test_refuses_a_run_on_other_data(tmp_path: Path) -> None:

@@ -6,7 +6,7 @@ import pytest
 from unetdiff.config import DataConfig
 from unetdiff.data.mask_options import MaskDataConfig
 from unetdiff.data.pairs import open_pairs
-from unetdiff.data.scenes import COUNTS, SCENE_CLASSES, SIDE, _scene, scenes
+from unetdiff.data.scenes import COUNTS, SCENE_CLASSES, SCENE_GROUPS, SIDE, _scene, grouped, scene_classes, scenes
 from unetdiff.data.sources import open_source
 
 
@@ -52,3 +52,28 @@ def test_few_labels_are_spread_over_the_training_scenes():
     batch = data.train.read(np.arange(4))
     np.testing.assert_array_equal(batch["sample"], scenes("train")[0][[250, 750, 1250, 1750]])
     np.testing.assert_array_equal(batch["mask"], scenes("train")[1][[250, 750, 1250, 1750]])
+
+
+@pytest.mark.parametrize(("groups", "classes"), [("digits", 11), ("groups", 4), ("foreground", 2)])
+def test_digits_in_groups(groups, classes: int):
+    data = open_pairs(MaskDataConfig(scene_classes=groups, train_limit=30))
+    assert data.train.encoding.class_names == scene_classes(groups)
+    assert data.train.num_classes == len(scene_classes(groups)) == classes
+    truth, masks = data.test.read(np.arange(100))["mask"], scenes("test")[1][:100]
+    for label, digits in enumerate(SCENE_GROUPS[groups].values(), start=1):
+        np.testing.assert_array_equal(truth == label, np.isin(masks, np.array(digits) + 1))
+    np.testing.assert_array_equal(truth == 0, masks == 0)
+
+
+def test_every_digit_is_in_one_group():
+    for groups in SCENE_GROUPS:
+        assert sorted(digit for digits in SCENE_GROUPS[groups].values() for digit in digits) == list(range(10))
+    masks = scenes("test")[1]
+    np.testing.assert_array_equal(grouped(masks, "digits"), masks)
+
+
+def test_groups_are_of_the_scenes_alone():
+    with pytest.raises(
+        ValueError, match=r"data\.scene_classes is 'groups', which nothing reads where data\.source is fo"
+    ):
+        MaskDataConfig(source="folder", path="x", scene_classes="groups")

@@ -110,6 +110,51 @@ WARP_READERS = {"fill": (("rotation", "scale", "shear", "elastic"), ()), "elasti
 
 
 @dataclass(frozen=True, kw_only=True)
+class AnnotatorConfig:
+    """Synthetic annotators, who change the masks as they are stored, each with a known probability.
+
+    For each training sample one is drawn, so that a network learns from masks that disagree. The probabilities sum to
+    1, or are all 0: masks are then as they are stored.
+
+    Args:
+        none: probability of the mask as it is.
+        dilate: of one whose classes have grown into the background, by `radius` positions.
+        erode: of one whose classes have shrunk from it by as many.
+        delete: of one without its largest object: a connected region of one class but the background.
+        radius: positions, Euclidean: 1 reaches a position's neighbours along the axes, 1.5 the diagonal ones too.
+        background: the class around objects, by number.
+    """
+
+    none: float = 0.0
+    dilate: float = 0.0
+    erode: float = 0.0
+    delete: float = 0.0
+    radius: float = 1.0
+    background: int = 0
+
+    def __post_init__(self) -> None:
+        check_types(self)
+        check_at_least(self, 0, *ANNOTATORS, "background")
+        check_at_least(self, 1, "radius")
+        if self.probabilities and not abs(sum(self.probabilities.values()) - 1) < 1e-6:
+            total = sum(self.probabilities.values())
+            raise ValueError(f"data.annotators has probabilities that sum to {total:g}; expected 1, or all 0")
+        check_read(self, "data.annotators", ANNOTATOR_READERS)
+
+    @property
+    def probabilities(self) -> dict[str, float]:
+        """The annotators that there are, by name; empty where masks are as they are stored."""
+        return {name: value for name in ANNOTATORS if (value := getattr(self, name)) > 0}
+
+
+ANNOTATORS = ("none", "dilate", "erode", "delete")
+"""What annotators do to a mask."""
+
+ANNOTATOR_READERS = {"radius": (("dilate", "erode"), ()), "background": (("dilate", "erode", "delete"), ())}
+"""As `WARP_READERS`."""
+
+
+@dataclass(frozen=True, kw_only=True)
 class MaskDataConfig:
     """Where images with masks come from.
 
@@ -117,6 +162,8 @@ class MaskDataConfig:
         source: `digit_scenes` (embedded real digits on clutter), `folder` (images/ and masks/ matched by stem, or
             metadata.jsonl with file_name and mask_file_name; or one file and its mask), `dataset` (parquet files or
             a hub name), `npy` (one array of all images and one of all masks).
+        scene_classes: of `digit_scenes`: `digits` (background and the ten digits), `groups` (background and three
+            groups of digits), `foreground` (background and digit).
         path: the folder, file or hub name.
         mask_path: masks that are not beside the images: a folder, or the file that belongs to a file.
         mask_suffix: what the stem of a mask has behind the image's, such as _mask.
@@ -142,10 +189,13 @@ class MaskDataConfig:
         crop_classes: names or numbers of classes that a crop should hold.
         crop_probability: share of the crops that are placed so as to hold one of them, where the image has any.
         augment: random changes of training images.
+        annotators: random changes of training masks, which make them disagree. Other splits keep their masks, and
+            know those of all annotators.
         workers: loader processes per training process.
     """
 
     source: Literal["digit_scenes", "folder", "dataset", "npy"] = "digit_scenes"
+    scene_classes: Literal["digits", "groups", "foreground"] = "digits"
     path: str | None = None
     mask_path: str | None = None
     mask_suffix: str = ""
@@ -170,6 +220,7 @@ class MaskDataConfig:
     crop_classes: list[int | str] = field(default_factory=list)
     crop_probability: float = 0.5
     augment: WarpConfig = field(default_factory=WarpConfig)
+    annotators: AnnotatorConfig = field(default_factory=AnnotatorConfig)
     workers: int = 0
 
     def __post_init__(self) -> None:
@@ -192,6 +243,7 @@ LISTS = (("split",), ("names", "depth"))
 FRACTION = (("split",), ("fraction",))
 
 READERS: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
+    "scene_classes": (("source",), ("digit_scenes",)),
     "path": FILES,
     "dims": FILES,
     "mask_path": (("source",), ("folder", "npy")),

@@ -9,6 +9,7 @@ from hashlib import blake2b
 
 import numpy as np
 
+from unetdiff.data.formats import INTEGER_RANGES, DataFormat
 from unetdiff.data.mask_options import EncodingKind, MaskDataConfig
 from unetdiff.data.masks import MaskEncoding, Value, as_tuples, code_value, mask_codes, show_codes, show_values
 from unetdiff.data.order import keys
@@ -170,6 +171,40 @@ def _counted(codes: np.ndarray) -> dict[int, int]:
     return {int(code): int(count) for code, count in zip(*np.unique(codes, return_counts=True), strict=True)}
 
 
+def common_format(entries: list[Scanned], stated: list[float] | None) -> DataFormat:
+    """What the images have in common; without a stated range, floats take that of the training images.
+
+    Raises:
+        ValueError: one has other axes, channels or another dtype than the first, all values are equal, or the range
+            is not one of the dtype.
+    """
+    lead = entries[0]
+    for entry in entries:
+        if (len(entry.space), entry.channels, entry.dtype) != (len(lead.space), lead.channels, lead.dtype):
+            raise ValueError(
+                f"{entry.name} has {entry.channels} channels of {entry.dtype} in {len(entry.space)}-D; expected "
+                f"{lead.channels} of {lead.dtype} in {len(lead.space)}-D as in {lead.name}."
+            )
+    training = [entry for entry in entries if entry.split == "train"]
+    seen = min(entry.low for entry in training), max(entry.high for entry in training)
+    low, high = stated or INTEGER_RANGES.get(lead.dtype, seen)
+    least, most = INTEGER_RANGES.get(lead.dtype, (low, high))
+    if stated and not (least <= low and high <= most):
+        raise ValueError(
+            f"data.range is {stated}; expected it within {least:g} to {most:g}, since images are {lead.dtype}."
+        )
+    if low == high:
+        raise ValueError(f"All values of {lead.name} and the rest are {low}; expected data that vary.")
+    return DataFormat(
+        dims=len(lead.space),
+        channels=lead.channels,
+        dtype=lead.dtype,
+        low=low,
+        high=high,
+        clip=stated is not None,
+    )
+
+
 def find_encoding(
     entries: list[Scanned], kind: EncodingKind, mask: np.ndarray, suffix: str, settings: MaskDataConfig
 ) -> tuple[MaskEncoding, str]:
@@ -195,11 +230,11 @@ def find_encoding(
         values, note = as_tuples(settings.values), "declared"
     else:
         values, ignore, note = _infer(seen, kind, channels, mask, ignore)
-    names = settings.class_names or CLASS_NAMES.get(settings.source, [str(number) for number in range(len(values))])
+    known = CLASS_NAMES.get(settings.source, lambda _: [str(number) for number in range(len(values))])
     encoding = MaskEncoding(
         kind=kind,
         values=values,
-        class_names=tuple(names),
+        class_names=tuple(settings.class_names or known(settings)),
         ignore=ignore,
         dtype=mask.dtype.name,
         palette=_common_palette(entries) if kind == "palette" else None,

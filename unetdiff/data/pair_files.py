@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path, PurePosixPath
@@ -16,7 +16,7 @@ from unetdiff.data.files import list_files, natural_key
 from unetdiff.data.images import decode_numbers
 from unetdiff.data.mask_options import MaskDataConfig
 from unetdiff.data.records import array_header, open_npy
-from unetdiff.data.scenes import COUNTS, SCENE_CLASSES, scenes
+from unetdiff.data.scenes import COUNTS, grouped, scene_classes, scenes
 from unetdiff.data.splits import SPLIT_NAMES
 from unetdiff.data.tables import Table, open_tables
 from unetdiff.data.volumes import (
@@ -310,7 +310,7 @@ def scene_pairs(settings: MaskDataConfig) -> Pairs:
                 f"digit_scenes ({split}), scene {number}",
                 f"digit_scenes ({split}), mask {number}",
                 partial(held, image),
-                partial(held, RawMask(mask)),
+                partial(held, RawMask(grouped(mask, settings.scene_classes))),
                 ".png",
             )
             for number, (image, mask) in enumerate(zip(images, masks, strict=True))
@@ -326,5 +326,7 @@ KINDS: dict[str, Callable[[MaskDataConfig], Pairs]] = {
 }
 """The values of `data.source`."""
 
-CLASS_NAMES = {"digit_scenes": SCENE_CLASSES}
+CLASS_NAMES: dict[str, Callable[[MaskDataConfig], Sequence[str]]] = {
+    "digit_scenes": lambda settings: scene_classes(settings.scene_classes)
+}
 """What sources that define their classes call them."""

@@ -13,9 +13,10 @@ from typing import Any
 import numpy as np
 from tqdm import tqdm
 
+from unetdiff.data.annotators import Annotators, annotators_of
 from unetdiff.data.augment import crop_places
 from unetdiff.data.crops import pad_to, place_around
-from unetdiff.data.formats import INTEGER_RANGES, DataFormat
+from unetdiff.data.formats import DataFormat
 from unetdiff.data.images import crop_window
 from unetdiff.data.mask_options import MaskDataConfig, WarpConfig
 from unetdiff.data.mask_scan import (
@@ -23,6 +24,7 @@ from unetdiff.data.mask_scan import (
     Scanned,
     as_mask,
     check_report,
+    common_format,
     find_encoding,
     mask_kind,
     range_note,
@@ -56,6 +58,7 @@ class PairSource:
         encoding: how masks are written.
         size: what `read` cuts from each; None keeps images whole.
         weights: of every position of each image, (*space) float16, which `draw` cuts with it; None: none.
+        annotators: whose masks `draw` takes in place of these; None: these.
     """
 
     pairs: list[Pair]
@@ -64,6 +67,7 @@ class PairSource:
     encoding: MaskEncoding
     size: tuple[int, ...] | None = None
     weights: list[np.ndarray] | None = field(default=None, repr=False, compare=False)
+    annotators: Annotators | None = field(default=None, repr=False, compare=False)
     _positions: dict[tuple[int, int], np.ndarray] = field(default_factory=dict, repr=False, compare=False)
 
     def __len__(self) -> int:
@@ -141,7 +145,9 @@ class PairSource:
         Raises:
             ValueError: a mask cannot be read.
         """
-        return replace(self, weights=position_weights(self._whole_labels, self.spaces, weigh))
+        annotators = None if self.annotators is None else self.annotators.weighted(weigh)
+        weights = position_weights(self.whole_labels, self.spaces, weigh)
+        return replace(self, weights=weights, annotators=annotators)
 
     def _window(self, index: int, window: Window) -> Arrays:
         """A part of an image, its labels and weights, read from the file where that can be done by parts."""
@@ -161,14 +167,15 @@ class PairSource:
         except ValueError as error:
             raise ValueError(f"{self.pairs[index].mask_name} {error}.") from error
 
-    def _whole_labels(self, index: int) -> np.ndarray:
+    def whole_labels(self, index: int) -> np.ndarray:
+        """The mask of an image as int64 (*space), 0 ... K-1 and `IGNORE`."""
         return self._labels(index, self.load(index)[1])
 
     def class_positions(self, index: int, label: int) -> np.ndarray:
         """Up to `KEPT_POSITIONS` positions of a class in an image, always the same: int64 (m, dims), m may be 0."""
         flat = self._positions.pop((index, label), None)
         if flat is None:
-            flat = np.flatnonzero(self._whole_labels(index) == label)
+            flat = np.flatnonzero(self.whole_labels(index) == label)
             if len(flat) > KEPT_POSITIONS:
                 flat = flat[keys(label, "class positions", np.arange(KEPT_POSITIONS)) % len(flat)]
             flat = flat.astype(np.min_scalar_type(math.prod(self.spaces[index])))
@@ -231,6 +238,8 @@ class PairSource:
         Returns:
             What `read` does; and "weight" float32 (n, *size), where positions have weights.
         """
+        if self.annotators is not None:
+            return self.annotators.draw(indices, positions, seed, settings)
         wanted = class_numbers(settings.crop_classes, self.encoding)
         places = self.places(indices, positions, seed, wanted, settings.crop_probability, settings.augment)
         parts = [
@@ -282,7 +291,9 @@ class PairData:
 
     def report(self) -> str:
         """What `--check` prints."""
-        return check_report(self.scan)
+        annotators = self.train.annotators
+        said = "" if annotators is None else f"\n{annotators.report()}"
+        return check_report(self.scan) + said
 
     def class_counts(self) -> np.ndarray:
         """Positions of each class in the training masks: int64 (K,)."""
@@ -308,7 +319,7 @@ def open_pairs(settings: MaskDataConfig) -> PairData:
     splits, entries, kind, first = _scanned(splits, settings)
     encoding, note = find_encoding(entries, kind, first, splits["train"][0].suffix, settings)
     scan = MaskScan(tuple(entries), encoding, note)
-    form = _format(entries, settings.range)
+    form = common_format(entries, settings.range)
     if settings.range is None and (note := range_note(scan, form.low, form.high)):
         warnings.warn(note, stacklevel=2)
     class_numbers(settings.crop_classes, encoding)
@@ -319,7 +330,11 @@ def open_pairs(settings: MaskDataConfig) -> PairData:
     size = _crop_size(scan, settings)
     settings.augment.check_size(size)
     sources["train"] = replace(sources["train"], size=size)
-    return PairData(**sources, scan=scan)
+    annotated = {
+        split: replace(source, annotators=annotators_of(source, settings.annotators))
+        for split, source in sources.items()
+    }
+    return PairData(**annotated, scan=scan)
 
 
 def _scanned(splits: Pairs, settings: MaskDataConfig) -> tuple[Pairs, list[Scanned], Any, np.ndarray]:
@@ -343,40 +358,6 @@ def _scanned(splits: Pairs, settings: MaskDataConfig) -> tuple[Pairs, list[Scann
 def _in_memory(pair: Pair, image: np.ndarray, mask: RawMask) -> Pair:
     opened: list[Callable[[], Any]] = [partial(held, np.asarray(image)), partial(held, mask)]
     return replace(pair, image=opened[0], mask=opened[1])
-
-
-def _format(entries: list[Scanned], stated: list[float] | None) -> DataFormat:
-    """What the images have in common; without a stated range, floats take that of the training images.
-
-    Raises:
-        ValueError: one has other axes, channels or another dtype than the first, all values are equal, or the range
-            is not one of the dtype.
-    """
-    lead = entries[0]
-    for entry in entries:
-        if (len(entry.space), entry.channels, entry.dtype) != (len(lead.space), lead.channels, lead.dtype):
-            raise ValueError(
-                f"{entry.name} has {entry.channels} channels of {entry.dtype} in {len(entry.space)}-D; expected "
-                f"{lead.channels} of {lead.dtype} in {len(lead.space)}-D as in {lead.name}."
-            )
-    training = [entry for entry in entries if entry.split == "train"]
-    seen = min(entry.low for entry in training), max(entry.high for entry in training)
-    low, high = stated or INTEGER_RANGES.get(lead.dtype, seen)
-    least, most = INTEGER_RANGES.get(lead.dtype, (low, high))
-    if stated and not (least <= low and high <= most):
-        raise ValueError(
-            f"data.range is {stated}; expected it within {least:g} to {most:g}, since images are {lead.dtype}."
-        )
-    if low == high:
-        raise ValueError(f"All values of {lead.name} and the rest are {low}; expected data that vary.")
-    return DataFormat(
-        dims=len(lead.space),
-        channels=lead.channels,
-        dtype=lead.dtype,
-        low=low,
-        high=high,
-        clip=stated is not None,
-    )
 
 
 def _crop_size(scan: MaskScan, settings: MaskDataConfig) -> tuple[int, ...]:

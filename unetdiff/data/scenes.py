@@ -19,7 +19,20 @@ if TYPE_CHECKING:
 COUNTS = {"train": 2000, "validation": 100, "test": 200}
 """Scenes per split; each split has digits of its own."""
 
-SCENE_CLASSES = ("background", *map(str, range(10)))
+SCENE_GROUPS: dict[str, dict[str, tuple[int, ...]]] = {
+    "digits": {str(digit): (digit,) for digit in range(10)},
+    "groups": {"0 to 3": (0, 1, 2, 3), "4 to 6": (4, 5, 6), "7 to 9": (7, 8, 9)},
+    "foreground": {"digit": tuple(range(10))},
+}
+"""The classes beside the background and the digits of each, for every value of `data.scene_classes`."""
+
+
+def scene_classes(groups: str = "digits") -> tuple[str, ...]:
+    """The names of the classes of one of `SCENE_GROUPS`, the background first."""
+    return ("background", *SCENE_GROUPS[groups])
+
+
+SCENE_CLASSES = scene_classes()
 
 SIDE = 32
 SIZES = (14, 20)
@@ -43,6 +56,14 @@ def digit_scenes(settings: DataConfig) -> Splits:
 
 def _unlabelled(split: str) -> Arrays:
     return Arrays(scenes(split)[0], origin="digit_scenes")
+
+
+def grouped(masks: np.ndarray, groups: str) -> np.ndarray:
+    """Masks of `scenes`, whose classes are the digits, with those of one of `SCENE_GROUPS`; uint8, any shape."""
+    table = np.zeros(len(SCENE_CLASSES), np.uint8)
+    for label, members in enumerate(SCENE_GROUPS[groups].values(), start=1):
+        table[np.array(members) + 1] = label
+    return table[masks]
 
 
 @cache
