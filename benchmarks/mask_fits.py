@@ -47,7 +47,7 @@ class MonaiNetwork(nn.Module):
 
 @dataclass(frozen=True)
 class Network:
-    """A network to fit, and whether it is trained in bf16 on a CPU, where that suits it; on a GPU all are in float32."""
+    """A network to fit, and whether it is trained in bf16 on a CPU, where that suits it; on a GPU none is."""
 
     build: Callable[[Workload], nn.Module]
     bf16: bool

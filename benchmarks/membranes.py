@@ -59,17 +59,15 @@ def table(results: list[dict[str, Any]], membrane: int) -> str:
 
 def difference(results: list[dict[str, Any]], membrane: int) -> str:
     """How ours differs from MONAI's in membrane Dice and V-Rand, with 95% intervals over seeds and slices."""
-    by_network = {
-        name: {result["seed"]: result for result in results if result["network"] == name} for name in NETWORKS
-    }
-    seeds = sorted(set.intersection(*(set(of_seed) for of_seed in by_network.values())))
+    fits = {(result["network"], result["seed"]): result for result in results}
+    seeds = sorted({seed for _, seed in fits if all((name, seed) in fits for name in NETWORKS)})
     if not seeds:
         return ""
     said = []
     for title, key in (("membrane Dice", "dice"), ("V-Rand", "v_rand")):
         ours, theirs = (
-            np.array([_per_slice(of_seed[seed], key, membrane) for seed in seeds], dtype=float)
-            for of_seed in (by_network["unetdiff"], by_network["monai"])
+            np.array([_per_slice(fits[name, seed], key, membrane) for seed in seeds], dtype=float)
+            for name in ("unetdiff", "monai")
         )
         mean, low, high = paired_interval(ours, theirs)
         said.append(f"{title} {mean:+.3f} ({low:+.3f} to {high:+.3f})")

@@ -19,7 +19,7 @@ TINY = """
 segment: configs/em_membranes.yaml
 settings:
   <<: &body {model.channels: [8, 8], model.blocks: 1, model.decoder_blocks: 1, model.middle: false, model.norm: ddpm,
-             model.attention: false, train.steps: 1, train.batch_size: 2, data.size: 16}
+             model.activation: silu, model.attention: false, train.steps: 1, train.batch_size: 2, data.size: 16}
   data.path: "{data}"
   data.split: names
   data.validation: [image_3, image_4]
