@@ -29,7 +29,7 @@ from unetdiff.spec import UNetSpec
 from unetdiff.training.kinds.logits import check_body
 from unetdiff.training.kinds.task import MaskTask, companions, make_objective, shared_parts, weighted
 from unetdiff.training.start import Workload
-from unetdiff.typed import from_json, plain
+from unetdiff.typed import from_json
 
 SEEN = 8  # training crops whose features are standardised
 
@@ -119,14 +119,19 @@ def alpha_bars_of(run: Run, timesteps: Sequence[int]) -> list[float]:
     return [float(table[timestep]) for timestep in timesteps]
 
 
+def random_spec(spec: UNetSpec) -> UNetSpec:
+    """The same network with nothing that starts at zero, which would silence parts of a random one."""
+    return replace(spec, norm={**spec.placement.to_json(), "zero_init": []})
+
+
 def _network_settings(config: SegmentConfig, data: PairData, run: Run) -> dict[str, Any]:
     """The arguments of the `FeatureNetwork` of a run."""
     chosen, denoiser = config.features, run.unet
     assert isinstance(denoiser, UNet)
     check_body(config, data.train.format, denoiser.spec)
     spec = denoiser.spec
-    if chosen.random:  # a network whose branches start at zero would be no random one
-        spec = replace(spec, norm=plain(replace(spec.placement, zero_init=frozenset())))
+    if chosen.random:
+        spec = random_spec(spec)
     return {
         "denoiser": spec.to_json(),
         "blocks": chosen.blocks or blocks_of(denoiser.layout, "decoder"),

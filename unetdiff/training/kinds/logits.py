@@ -21,6 +21,7 @@ from unetdiff.segmentation.tiles import Predict
 from unetdiff.spec import Architecture, UNetSpec
 from unetdiff.training.kinds.task import MaskTask, companions, make_objective, shared_parts, weighted
 from unetdiff.training.start import Workload
+from unetdiff.typed import plain
 
 OWN = ("dropout", "deep_supervision")
 """Settings of the network that may differ from those of the denoiser it starts from."""
@@ -54,10 +55,10 @@ def check_body(config: SegmentConfig, format: DataFormat, body: UNetSpec, own: S
     if (body.dims, body.in_channels) != (format.dims, format.channels):
         held = f"model.init_from takes {body.in_channels} channels in {body.dims}-D"
         raise ValueError(f"{held}; the images have {format.channels} in {format.dims}-D")
-    plain = Architecture(time_embedding="none")
+    default = Architecture(time_embedding="none")
     for entry in fields(Architecture):
-        given, theirs = getattr(config.model, entry.name), getattr(body, entry.name)
-        if given not in (getattr(plain, entry.name), theirs) and entry.name not in own:
+        given, unset, theirs = (plain(getattr(whose, entry.name)) for whose in (config.model, default, body))
+        if given not in (unset, theirs) and entry.name not in own:
             raise ValueError(f"model.{entry.name} is {given!r}, but model.init_from has {theirs!r}: leave it out")
 
 
@@ -73,8 +74,8 @@ def network_spec(config: SegmentConfig, data: PairData, body: UNetSpec | None) -
         return UNetSpec(**chosen, dims=format.dims, in_channels=format.channels, out_channels=classes,
                         sample_size=list(data.train.size) if data.train.size else None)  # fmt: skip
     check_body(config, format, body, OWN)
-    plain = Architecture(time_embedding="none")
-    own = {name: given for name in OWN if (given := getattr(config.model, name)) != getattr(plain, name)}
+    default = Architecture(time_embedding="none")
+    own = {name: given for name in OWN if (given := getattr(config.model, name)) != getattr(default, name)}
     return body_spec(body, out_channels=classes, timed=config.model.timestep is not None, **own)
 
 
