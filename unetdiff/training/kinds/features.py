@@ -120,7 +120,7 @@ def alpha_bars_of(run: Run, timesteps: Sequence[int]) -> list[float]:
 
 
 def random_spec(spec: UNetSpec) -> UNetSpec:
-    """The same network with nothing that starts at zero, which would silence parts of a random one."""
+    """The same network without the convolutions that start at zero, which would silence parts of a random one."""
     return replace(spec, norm={**spec.placement.to_json(), "zero_init": []})
 
 
