@@ -15,6 +15,7 @@ _HOMES = {
     "UNet": "unetdiff.models.unet",
     "UNetOutput": "unetdiff.models.unet",
     "UNetSpec": "unetdiff.spec",
+    "FeatureNetwork": "unetdiff.models.feature_network",
     "DataFormat": "unetdiff.data.formats",
     "Norm": "unetdiff.spec",
     "NormPlacement": "unetdiff.spec",
@@ -35,6 +36,7 @@ if TYPE_CHECKING:
     from unetdiff.data.formats import DataFormat as DataFormat
     from unetdiff.diffusion.sampler import sample_images as sample_images
     from unetdiff.diffusion.schedule import make_schedule as make_schedule
+    from unetdiff.models.feature_network import FeatureNetwork as FeatureNetwork
     from unetdiff.models.interop.files import load_foreign as load_foreign
     from unetdiff.models.pruning import prune as prune
     from unetdiff.models.unet import UNet as UNet

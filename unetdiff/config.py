@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Literal, get_args
 
+from unetdiff.data.mask_options import check_read
 from unetdiff.diffusion.options import (
     SamplerName,
     ScheduleName,
@@ -71,24 +72,32 @@ class DataConfig:
             `digit_scenes` (embedded digits on clutter; `train/segment.py` has their masks),
             `folder` (images, flat or one subfolder per class), `dataset` (parquet files or a hub name), `npy`.
         path: the folder, file or hub name (owner/name, or owner/name:configuration).
+        more_paths: further folders of a `folder`.
+        exclude: files of a `folder` that are left out: globs on their paths below it, such as masks/*.
         image_column: column of a `dataset` with the samples.
         label_column: column of a `dataset` with the labels; none: without labels.
         dims: spatial axes of `npy` data and array columns where the shape leaves it open.
         size: resize so that the short side fits and crop; none: all samples must have one size.
+        resize: whether images are resized to `size`; false: it is cut from them as they are, in training at random
+            places.
         validation_fraction: held out where the source has no split of its own.
-        random_flip: mirror half of the training samples along the last axis.
+        random_flip: mirror half of the training samples along the last axis, or along each of the spatial axes that
+            are listed, counted from 0.
         random_crop: shift training samples by up to this many positions (reflected at the border).
         workers: loader processes per training process.
     """
 
     source: Literal["digits", "waveforms", "blobs", "digit_scenes", "folder", "dataset", "npy"] = "digits"
     path: str | None = None
+    more_paths: list[str] = field(default_factory=list)
+    exclude: list[str] = field(default_factory=list)
     image_column: str = "image"
     label_column: str | None = "label"
     dims: Literal[1, 2, 3] | None = None
     size: int | list[int] | None = None
+    resize: bool = True
     validation_fraction: float = 0.02
-    random_flip: bool = False
+    random_flip: bool | list[int] = False
     random_crop: int = 0
     workers: int = 0
 
@@ -97,6 +106,15 @@ class DataConfig:
         if not 0 <= self.validation_fraction < 1:
             raise ValueError(f"data.validation_fraction is {self.validation_fraction}; expected 0 <= fraction < 1")
         check_at_least(self, 0, "workers", "random_crop")
+        check_read(self, "data", READERS)
+
+
+READERS: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
+    "more_paths": (("source",), ("folder",)),
+    "exclude": (("source",), ("folder",)),
+    "resize": (("size",), ()),
+}
+"""What must be set for each of these to be read; see `check_read`."""
 
 
 @dataclass(frozen=True, kw_only=True)

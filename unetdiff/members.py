@@ -17,6 +17,8 @@ from unetdiff.segmentation.tiles import Predict
 def members_of(run: Run, flips: tuple[int, ...], passes: int, seed: int) -> list[Predict]:
     """The answers that a run gives to an image: functions of images (n, C, *space) in [-1, 1] to class probabilities.
 
+    An answer is (n, K, *space), or that of several members side by side, (n, M K, *space).
+
     Args:
         run: of any kind of segmentation network.
         flips: the spatial axes whose mirrorings each answer averages.
@@ -41,7 +43,13 @@ def _by_scores(run: Run, passes: int, seed: int) -> list[Predict]:
     return [_with_dropout(predict, run.unet, seed + number) for number in range(passes)]
 
 
-MEMBERS: dict[str, Callable[[Run, int, int], list[Predict]]] = {"logits": _by_scores}
+def _by_ensemble(run: Run, passes: int, seed: int) -> list[Predict]:
+    """One answer with all members of the network, since they share what costs most; nothing in it is random."""
+    network: Any = run.unet
+    return [lambda images: torch.cat([one.exp() for one in network.answers(images.to(network.device))], dim=1)]
+
+
+MEMBERS: dict[str, Callable[[Run, int, int], list[Predict]]] = {"logits": _by_scores, "features": _by_ensemble}
 """By kind: (run, passes, seed) -> that many answers."""
 
 

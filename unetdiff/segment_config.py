@@ -9,6 +9,7 @@ from typing import Literal
 
 from unetdiff.architecture import TimeEmbedding
 from unetdiff.data.mask_options import MaskDataConfig
+from unetdiff.feature_options import FeaturesConfig, ProbeOptions
 from unetdiff.run_config import NetworkConfig, RunConfig, parse_settings
 from unetdiff.segmentation.options import ClassWeights, LossName
 from unetdiff.typed import check_at_least, check_types
@@ -33,14 +34,15 @@ class SegmentModelConfig(NetworkConfig):
     """The network. `preset` names one of the literature; settings given beside it replace its own.
 
     Args:
-        kind: `logits`: the network says a score for every class at every position.
+        kind: `logits`: the network says a score for every class at every position. `features`: per-pixel networks
+            read what the frozen denoiser of `init_from` computes.
         init_from: a denoiser's run: the network is that denoiser's, with its weights and a new output.
         timestep: with `init_from`, the timestep (noise level) that the network is always told; none: it is left out,
             and with it everything that conditioned the denoiser.
         time_embedding: as of every network; `none` where nothing conditions it.
     """
 
-    kind: Literal["logits"] = "logits"
+    kind: Literal["logits", "features"] = "logits"
     init_from: str | None = None
     timestep: int | None = None
     time_embedding: TimeEmbedding = "none"
@@ -137,6 +139,10 @@ class EvaluationConfig:
             raise ValueError(f"evaluation.overlap is {self.overlap}; expected 0 to below 1")
 
 
+KINDS_OF: dict[str, tuple[str, ...]] = {"features": ("features",)}
+"""By the group of settings, the kinds of run that read it."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class SegmentConfig(RunConfig):
     """Everything that a segmentation run is made of.
@@ -145,15 +151,38 @@ class SegmentConfig(RunConfig):
         objective: the loss.
         data: where images with masks come from.
         evaluation: how held-out images are predicted and measured.
+        features: of kind `features`, how the denoiser is read.
     """
 
     model: SegmentModelConfig = field(default_factory=SegmentModelConfig)
     objective: ObjectiveConfig = field(default_factory=ObjectiveConfig)
     data: MaskDataConfig = field(default_factory=MaskDataConfig)
     evaluation: EvaluationConfig = field(default_factory=EvaluationConfig)
+    features: FeaturesConfig = field(default_factory=FeaturesConfig)
 
     def __post_init__(self) -> None:
         check_types(self)
+        for group, kinds in KINDS_OF.items():
+            given = getattr(self, group)
+            if self.model.kind not in kinds and given != type(given)():
+                wanted = " or ".join(kinds)
+                raise ValueError(f"{group}.* acts in model.kind {wanted}, not in {self.model.kind}: leave it out")
+
+
+@dataclass(frozen=True, kw_only=True)
+class ProbeConfig(SegmentConfig):
+    """The settings of a segmentation run, of which its data and `model.init_from` are read, and what is tried.
+
+    Args:
+        probe: what is tried, and how it is measured.
+    """
+
+    probe: ProbeOptions = field(default_factory=ProbeOptions)
+
+
+def parse_probe(arguments: Sequence[str], program: str = "train/probe.py") -> ProbeConfig:
+    """The settings of a probe from a command line; see `parse_settings`."""
+    return parse_settings(ProbeConfig, arguments, program, "Rank what a denoiser computes by how well it segments.")
 
 
 def parse_segment(arguments: Sequence[str], program: str = "train/segment.py") -> SegmentConfig:

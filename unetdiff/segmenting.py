@@ -164,9 +164,10 @@ def _rows(
 ) -> Iterator[tuple[int, Tensor]]:
     """By members that answer together, rows at a time: (K + 1, n, *rest), mean probabilities and mutual information."""
     members = [member for run in group for member in members_of(run, how.flips, passes, seed)]
+    classes = group[0].masks.num_classes
 
     def answers(images: Tensor) -> Tensor:
-        found = decompose(member(images) for member in members)
+        found = decompose(one for member in members for one in member(images).split(classes, dim=1))
         return torch.cat([found.probabilities, found.mutual_information[:, None]], dim=1)
 
     plan = group[0].unet.layout

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy as np
 
 from unetdiff.data.order import keys, uniforms
@@ -12,11 +14,17 @@ def crop_places(seed: int, positions: np.ndarray, dims: int) -> np.ndarray:
     return np.stack([uniforms(seed, f"place {axis}", positions) for axis in range(dims)], axis=-1)
 
 
-def random_flip(samples: np.ndarray, positions: np.ndarray, seed: int) -> np.ndarray:
-    """Mirrors half of the samples (n, *space, C) along their last spatial axis (left-right for images)."""
-    flipped = keys(seed, "flip", positions) % 2 == 1
-    mask = flipped.reshape(-1, *[1] * (samples.ndim - 1))
-    return np.where(mask, samples[..., ::-1, :], samples)
+def random_flip(samples: np.ndarray, positions: np.ndarray, seed: int, axes: Sequence[int] = ()) -> np.ndarray:
+    """Mirrors half of the samples (n, *space, C) along their last spatial axis (left-right for images).
+
+    axes: mirror along each of these spatial axes instead, counted from 0, half of the samples each.
+    """
+    streams = {axis + 1: f"flip {axis}" for axis in axes} or {samples.ndim - 2: "flip"}
+    for axis, stream in streams.items():
+        flipped = keys(seed, stream, positions) % 2 == 1
+        mask = flipped.reshape(-1, *[1] * (samples.ndim - 1))
+        samples = np.where(mask, np.flip(samples, axis), samples)
+    return samples
 
 
 def random_shift(samples: np.ndarray, positions: np.ndarray, seed: int, pad: int) -> np.ndarray:
@@ -38,16 +46,18 @@ def random_shift(samples: np.ndarray, positions: np.ndarray, seed: int, pad: int
     return np.stack(list(windows))
 
 
-def augment(samples: np.ndarray, positions: np.ndarray, *, seed: int, flip: bool = False, pad: int = 0) -> np.ndarray:
+def augment(
+    samples: np.ndarray, positions: np.ndarray, *, seed: int, flip: bool | Sequence[int] = False, pad: int = 0
+) -> np.ndarray:
     """Flips, then shifts, as the settings say; the same position gives the same result in any worker.
 
     Args:
         samples: (n, *space, C), any dtype; not changed.
         positions: (n,) positions in the run.
         seed: the seed of the run.
-        flip: whether to mirror the last spatial axis at random (`data.random_flip`).
+        flip: whether to mirror the last spatial axis at random, or the axes to mirror (`data.random_flip`).
         pad: see `random_shift` (`data.random_crop`).
     """
     if flip:
-        samples = random_flip(samples, positions, seed)
+        samples = random_flip(samples, positions, seed, () if isinstance(flip, bool) else flip)
     return random_shift(samples, positions, seed, pad) if pad else samples

@@ -6,9 +6,10 @@ import os
 import re
 from collections import Counter, deque
 from collections.abc import Iterator
+from fnmatch import fnmatch
 from functools import partial
 from pathlib import Path, PurePath
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -22,18 +23,19 @@ if TYPE_CHECKING:
 LABELS_FILE = "labels.npy"
 
 
-def existing_path(settings: DataConfig) -> Path:
-    """`data.path`, which must be there.
+def existing_paths(settings: DataConfig) -> list[Path]:
+    """`data.path` and `data.more_paths`, which must be there.
 
     Raises:
-        ValueError: it is not set, or nothing is at it.
+        ValueError: the first is not set, or nothing is at one.
     """
     if not settings.path:
         raise ValueError(f"data.path is not set; expected a path for data.source {settings.source!r}.")
-    path = Path(settings.path).expanduser()
-    if not path.exists():
-        raise ValueError(f"data.path {settings.path} does not exist; expected a file or folder.")
-    return path
+    named = [("data.path", settings.path), *(("data.more_paths", path) for path in settings.more_paths)]
+    for name, path in named:
+        if not Path(path).expanduser().exists():
+            raise ValueError(f"{name} {path} does not exist; expected a file or folder.")
+    return [Path(path).expanduser() for _, path in named]
 
 
 def natural_key(path: PurePath | str) -> tuple[list[list[str | int]], str]:
@@ -100,26 +102,54 @@ def class_folders(paths: list[Path], root: Path) -> list[str] | None:
     return [part[0] for part in parts] if len(folders) > 1 else None
 
 
-def _file_records(root: Path, suffixes: tuple[str, ...], settings: DataConfig) -> Files:
-    paths = list_files(root, suffixes)
-    labels = None
-    if settings.label_column is not None:
-        labels_path = root / LABELS_FILE
-        labels = read_labels(labels_path, len(paths)) if labels_path.exists() else class_folders(paths, root)
-    return Files(paths, labels, settings.dims)
+def _file_records(roots: list[Path], suffixes: tuple[str, ...], settings: DataConfig) -> Files:
+    """The files of several folders, one folder after the other."""
+    paths: list[Path] = []
+    labels: list[Any] = []
+    for root in roots:
+        found = _chosen_files(root, suffixes, settings.exclude)
+        theirs = None if settings.label_column is None else _labels(root, found)
+        if paths and (theirs is None) != (not labels):
+            raise ValueError(
+                f"{root if labels else roots[0]} has no labels, other folders do; expected data.label_column null."
+            )
+        paths += found
+        labels += [] if theirs is None else list(theirs)
+    return Files(paths, labels or None, settings.dims)
+
+
+def _chosen_files(root: Path, suffixes: tuple[str, ...], excluded: list[str]) -> list[Path]:
+    """The files below a folder that no glob of `data.exclude` leaves out."""
+    found = list_files(root, suffixes)
+    kept = [path for path in found if not any(fnmatch(path.relative_to(root).as_posix(), glob) for glob in excluded)]
+    if not kept:
+        raise ValueError(f"data.exclude {excluded} leaves none of the {len(found)} files of {root}; expected some.")
+    return kept
+
+
+def _labels(root: Path, paths: list[Path]) -> np.ndarray | list[str] | None:
+    labels_path = root / LABELS_FILE
+    return read_labels(labels_path, len(paths)) if labels_path.exists() else class_folders(paths, root)
 
 
 def _folder_splits(settings: DataConfig, suffixes: tuple[str, ...]) -> Splits:
     """Records per split: of subfolders named train, validation (or val) and test, or all as train."""
-    root = existing_path(settings)
-    if not root.is_dir():
-        raise ValueError(f"data.path {root} is a file; expected a folder for data.source {settings.source!r}.")
+    roots: dict[str, list[Path]] = {}
+    for root in existing_paths(settings):
+        if not root.is_dir():
+            raise ValueError(f"data.path {root} is a file; expected a folder for data.source {settings.source!r}.")
+        for split, path in _split_folders(root).items():
+            roots.setdefault(split, []).append(path)
+    return {split: partial(_file_records, paths, suffixes, settings) for split, paths in roots.items()}
+
+
+def _split_folders(root: Path) -> dict[str, Path]:
+    """The folder of each split; `train` is all where there is none for it."""
     named = {
         split: next((root / name for name in names if (root / name).is_dir()), None)
         for split, names in SPLIT_NAMES.items()
     }
-    roots = {split: path for split, path in named.items() if path} if named["train"] else {"train": root}
-    return {split: partial(_file_records, path, suffixes, settings) for split, path in roots.items()}
+    return {split: path for split, path in named.items() if path} if named["train"] else {"train": root}
 
 
 def image_folder(settings: DataConfig) -> Splits:
@@ -132,7 +162,7 @@ def npy_arrays(settings: DataConfig) -> Splits:
 
     Labels come from a `labels.npy` (N,) beside the file or in the folder, in the order of the files by `natural_key`.
     """
-    path = existing_path(settings)
+    path = existing_paths(settings)[0]
     return {"train": partial(_npy_file, path, settings)} if path.is_file() else _folder_splits(settings, (".npy",))
 
 

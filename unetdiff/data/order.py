@@ -61,6 +61,15 @@ def epoch_permutation(seed: int, epoch: int, length: int) -> np.ndarray:
     return permutation
 
 
+def indices_at(seed: int, positions: np.ndarray, length: int) -> np.ndarray:
+    """The samples that a run has at positions (n,) in ascending order: int64 (n,), in range(length)."""
+    indices = np.empty(len(positions), dtype=np.int64)
+    for epoch in range(int(positions[0]) // length, int(positions[-1]) // length + 1):
+        inside = positions // length == epoch
+        indices[inside] = epoch_permutation(seed, epoch, length)[positions[inside] % length]
+    return indices
+
+
 def batch_indices(seed: int, step: int, batch_size: int, length: int) -> tuple[np.ndarray, np.ndarray]:
     """The samples of one global batch.
 
@@ -76,11 +85,7 @@ def batch_indices(seed: int, step: int, batch_size: int, length: int) -> tuple[n
         indices into the data set and positions in the run, both int64 of shape (batch_size,).
     """
     positions = step * batch_size + np.arange(batch_size)
-    indices = np.empty(batch_size, dtype=np.int64)
-    for epoch in range(int(positions[0]) // length, int(positions[-1]) // length + 1):
-        inside = positions // length == epoch
-        indices[inside] = epoch_permutation(seed, epoch, length)[positions[inside] % length]
-    return indices, positions
+    return indices_at(seed, positions, length), positions
 
 
 @dataclass(frozen=True, kw_only=True)

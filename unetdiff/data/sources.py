@@ -52,6 +52,7 @@ class Source:
         labels: (n,) int64 in range(num_classes), or None.
         scaled: whether larger and smaller samples are brought to the size (`data.size` was set).
         reference: what messages call the sample that the format was read from.
+        resized: whether images that differ from the size are scaled first, or only cut (`data.resize`).
     """
 
     records: Records
@@ -59,6 +60,7 @@ class Source:
     labels: np.ndarray | None
     scaled: bool
     reference: str
+    resized: bool = True
 
     def __len__(self) -> int:
         return len(self.records)
@@ -104,7 +106,7 @@ class Source:
         return {**arrays, "sample": samples}
 
     def load(self, indices: np.ndarray) -> Samples:
-        """Samples that cover `size`: checked, images scaled, nothing cropped yet."""
+        """Samples that cover `size`: checked, images scaled where that is wanted, nothing cropped yet."""
         samples = self.records.load(indices)
         if isinstance(samples, np.ndarray) and samples.shape[1:-1] == self.size:
             return samples
@@ -113,7 +115,7 @@ class Source:
     def _covering(self, indices: np.ndarray, samples: Samples) -> Iterator[np.ndarray]:
         for index, sample in zip(indices, samples, strict=True):
             self.check_header(Header(sample.shape, sample.dtype.name), int(index))
-            yield cover(sample, self.size)
+            yield cover(sample, self.size) if self.resized else sample
 
     def check_header(self, header: Header, index: int) -> None:
         """Compares a record with the format.
@@ -132,10 +134,12 @@ class Source:
             raise ValueError(
                 f"{name} has size {space}; expected {list(self.size)} as in {self.reference}, or data.size set."
             )
-        if form.dims != 2 and any(have < want for have, want in zip(space, self.size, strict=True)):
+        if (form.dims != 2 or not self.resized) and any(
+            have < want for have, want in zip(space, self.size, strict=True)
+        ):
             raise ValueError(
                 f"{name} has size {space}; expected data.size {list(self.size)} to be no larger, since only "
-                "images are scaled."
+                "images are scaled (with data.resize)."
             )
 
 
@@ -158,7 +162,8 @@ def open_source(settings: DataConfig, split: str = "train", format: DataFormat |
     records = open_split(splits, split, settings.validation_fraction)
     reference = splits["train"]().name(0)
     form = format or training_format(splits, settings)
-    source = Source(records, form, label_indices(records, form.class_names), settings.size is not None, reference)
+    labels = label_indices(records, form.class_names)
+    source = Source(records, form, labels, settings.size is not None, reference, settings.resize)
     if len(source):
         source.check_header(records.header(0), 0)
     return decoded(source)

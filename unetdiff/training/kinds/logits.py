@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields
 from functools import partial
 
 from torch import Tensor, nn
 
+from unetdiff.data.formats import DataFormat
 from unetdiff.data.loader import Batch, training_loader
 from unetdiff.data.pairs import PairData, open_pairs
 from unetdiff.models.start_from import body_spec, take_over
@@ -20,6 +21,7 @@ from unetdiff.segmentation.tiles import Predict
 from unetdiff.spec import Architecture, UNetSpec
 from unetdiff.training.kinds.task import MaskTask, companions, make_objective, shared_parts, weighted
 from unetdiff.training.start import Workload
+from unetdiff.typed import plain
 
 OWN = ("dropout", "deep_supervision")
 """Settings of the network that may differ from those of the denoiser it starts from."""
@@ -45,6 +47,21 @@ class LogitsTask(MaskTask):
         return probabilities_of(lambda images: network(images, self.timestep).sample, network.device)
 
 
+def check_body(config: SegmentConfig, format: DataFormat, body: UNetSpec, own: Sequence[str] = ()) -> None:
+    """Raise `ValueError` where a denoiser takes other data, or the settings choose another network than its.
+
+    own: settings of the network that may differ.
+    """
+    if (body.dims, body.in_channels) != (format.dims, format.channels):
+        held = f"model.init_from takes {body.in_channels} channels in {body.dims}-D"
+        raise ValueError(f"{held}; the images have {format.channels} in {format.dims}-D")
+    default = Architecture(time_embedding="none")
+    for entry in fields(Architecture):
+        given, unset, theirs = (plain(getattr(whose, entry.name)) for whose in (config.model, default, body))
+        if given not in (unset, theirs) and entry.name not in own:
+            raise ValueError(f"model.{entry.name} is {given!r}, but model.init_from has {theirs!r}: leave it out")
+
+
 def network_spec(config: SegmentConfig, data: PairData, body: UNetSpec | None) -> UNetSpec:
     """The network of a run: what the settings choose (or a denoiser's body), and what the data decide.
 
@@ -56,15 +73,9 @@ def network_spec(config: SegmentConfig, data: PairData, body: UNetSpec | None) -
         chosen = {entry.name: getattr(config.model, entry.name) for entry in fields(Architecture)}
         return UNetSpec(**chosen, dims=format.dims, in_channels=format.channels, out_channels=classes,
                         sample_size=list(data.train.size) if data.train.size else None)  # fmt: skip
-    if (body.dims, body.in_channels) != (format.dims, format.channels):
-        held = f"model.init_from takes {body.in_channels} channels in {body.dims}-D"
-        raise ValueError(f"{held}; the images have {format.channels} in {format.dims}-D")
-    plain = Architecture(time_embedding="none")
-    for entry in fields(Architecture):
-        given, theirs = getattr(config.model, entry.name), getattr(body, entry.name)
-        if given not in (getattr(plain, entry.name), theirs) and entry.name not in OWN:
-            raise ValueError(f"model.{entry.name} is {given!r}, but model.init_from has {theirs!r}: leave it out")
-    own = {name: given for name in OWN if (given := getattr(config.model, name)) != getattr(plain, name)}
+    check_body(config, format, body, OWN)
+    default = Architecture(time_embedding="none")
+    own = {name: given for name in OWN if (given := getattr(config.model, name)) != getattr(default, name)}
     return body_spec(body, out_channels=classes, timed=config.model.timestep is not None, **own)
 
 
