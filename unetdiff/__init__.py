@@ -16,6 +16,7 @@ _HOMES = {
     "UNetOutput": "unetdiff.models.unet",
     "UNetSpec": "unetdiff.spec",
     "DataFormat": "unetdiff.data.formats",
+    "MaskDenoiser": "unetdiff.models.mask_denoiser",
     "Norm": "unetdiff.spec",
     "NormPlacement": "unetdiff.spec",
     "Site": "unetdiff.spec",
@@ -36,6 +37,7 @@ if TYPE_CHECKING:
     from unetdiff.diffusion.sampler import sample_images as sample_images
     from unetdiff.diffusion.schedule import make_schedule as make_schedule
     from unetdiff.models.interop.files import load_foreign as load_foreign
+    from unetdiff.models.mask_denoiser import MaskDenoiser as MaskDenoiser
     from unetdiff.models.pruning import prune as prune
     from unetdiff.models.unet import UNet as UNet
     from unetdiff.models.unet import UNetOutput as UNetOutput

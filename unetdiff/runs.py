@@ -27,7 +27,11 @@ INDEX = "model_index.json"
 FORMAT = "data_format.json"
 MASKS = "masks.json"
 DONE = "DONE.json"
-_NETWORKS = {("unetdiff", "UNet"): "unetdiff.models.unet", ("diffusers", "UNet2DModel"): "diffusers"}
+_NETWORKS = {
+    ("unetdiff", "UNet"): "unetdiff.models.unet",
+    ("unetdiff", "MaskDenoiser"): "unetdiff.models.mask_denoiser",
+    ("diffusers", "UNet2DModel"): "diffusers",
+}
 """The networks that are loaded, as an index names them, and the module of each."""
 
 RAW_WEIGHTS = "training/weights.safetensors"

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, fields
-from typing import Literal
+from typing import Any, Literal
 
 from unetdiff.architecture import TimeEmbedding
 from unetdiff.data.mask_options import MaskDataConfig
+from unetdiff.mask_diffusion_options import MaskDiffusionConfig, check_mask_diffusion
 from unetdiff.run_config import NetworkConfig, RunConfig, parse_settings
 from unetdiff.segmentation.options import ClassWeights, LossName
 from unetdiff.typed import check_at_least, check_types
@@ -27,20 +28,30 @@ READ_BY: dict[str, tuple[LossName, ...]] = {
 }
 """The losses that read a setting."""
 
+TIMED = ("diffusion",)
+"""The kinds whose network is told a timestep without starting from a denoiser."""
+
+GROUPS_OF = {"mask_diffusion": "diffusion"}
+"""Groups of settings, and the kind that reads them."""
+
+CHECKS: dict[str, Callable[[Any], None]] = {"diffusion": check_mask_diffusion}
+"""By kind: what looks at all the settings of a run."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class SegmentModelConfig(NetworkConfig):
     """The network. `preset` names one of the literature; settings given beside it replace its own.
 
     Args:
-        kind: `logits`: the network says a score for every class at every position.
+        kind: `logits`: the network says a score for every class at every position; `diffusion`: masks are drawn from
+            noise, given the image, as `mask_diffusion` says.
         init_from: a denoiser's run: the network is that denoiser's, with its weights and a new output.
         timestep: with `init_from`, the timestep (noise level) that the network is always told; none: it is left out,
             and with it everything that conditioned the denoiser.
-        time_embedding: as of every network; `none` where nothing conditions it.
+        time_embedding: as of every network; `none` where nothing conditions it, and of kind `diffusion` `sinusoidal`.
     """
 
-    kind: Literal["logits"] = "logits"
+    kind: Literal["logits", "diffusion"] = "logits"
     init_from: str | None = None
     timestep: int | None = None
     time_embedding: TimeEmbedding = "none"
@@ -50,7 +61,7 @@ class SegmentModelConfig(NetworkConfig):
         check_at_least(self, 0, "timestep")
         if self.timestep is not None and self.init_from is None:
             raise ValueError("model.timestep is what a denoiser's body is told: expected model.init_from beside it")
-        if self.init_from is None and self.time_embedding != "none":
+        if self.init_from is None and self.time_embedding != "none" and self.kind not in TIMED:
             raise ValueError(f"model.time_embedding is {self.time_embedding}; nothing tells this network a timestep")
 
 
@@ -145,15 +156,25 @@ class SegmentConfig(RunConfig):
         objective: the loss.
         data: where images with masks come from.
         evaluation: how held-out images are predicted and measured.
+        mask_diffusion: how kind `diffusion` draws masks.
     """
 
     model: SegmentModelConfig = field(default_factory=SegmentModelConfig)
     objective: ObjectiveConfig = field(default_factory=ObjectiveConfig)
     data: MaskDataConfig = field(default_factory=MaskDataConfig)
     evaluation: EvaluationConfig = field(default_factory=EvaluationConfig)
+    mask_diffusion: MaskDiffusionConfig = field(default_factory=MaskDiffusionConfig)
 
     def __post_init__(self) -> None:
         check_types(self)
+        for group, kind in GROUPS_OF.items():
+            held = getattr(self, group)
+            if self.model.kind != kind and held != type(held)():
+                raise ValueError(
+                    f"{group} is of model.kind {kind}, which is {self.model.kind}: expected both, or neither"
+                )
+        if self.model.kind in CHECKS:
+            CHECKS[self.model.kind](self)
 
 
 def parse_segment(arguments: Sequence[str], program: str = "train/segment.py") -> SegmentConfig:
