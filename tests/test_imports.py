@@ -29,6 +29,7 @@ ORDER = [
     ["figures"],
     ["mask_figures"],
     ["outputs", "runs"],
+    ["drawing"],
     ["members"],
     ["segmenting"],
     ["masks.inputs", "masks.outputs", "masks.settings"],

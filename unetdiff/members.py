@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from unetdiff.drawing import by_votes
 from unetdiff.runs import Run
 from unetdiff.segmentation.flips import with_flips
 from unetdiff.segmentation.predict import Scores, probabilities_of
@@ -41,7 +42,7 @@ def _by_scores(run: Run, passes: int, seed: int) -> list[Predict]:
     return [_with_dropout(predict, run.unet, seed + number) for number in range(passes)]
 
 
-MEMBERS: dict[str, Callable[[Run, int, int], list[Predict]]] = {"logits": _by_scores}
+MEMBERS: dict[str, Callable[[Run, int, int], list[Predict]]] = {"logits": _by_scores, "diffusion": by_votes}
 """By kind: (run, passes, seed) -> that many answers."""
 
 

@@ -66,7 +66,7 @@ class MaskDenoiser(ModelMixin, ConfigMixin):
         self.mask_channels = self.denoiser.config["in_channels"] - given
         if self.mask_channels < 1 or taken != image_channels:
             raise ValueError(
-                f"the network takes {self.denoiser.config['in_channels']} channels, of which {given} are of the image's "
+                f"the network takes {self.denoiser.config['in_channels']} channels, {given} of them for an image of "
                 f"{image_channels}; expected some for the mask"
             )
 
