@@ -96,6 +96,8 @@ def check_mask_diffusion(config: Any) -> None:
     model, objective, evaluation = config.model, config.objective, config.evaluation
     if model.timestep is not None:
         raise ValueError("model.timestep is set; a mask's network is told the timestep of its noise: leave it out")
+    if model.init_from is not None:
+        raise ValueError("model.init_from is set; a mask's network starts from random weights: leave it out")
     if model.backbone is not None:
         raise ValueError("model.backbone is set; it takes images alone, not noisy masks beside them: leave it out")
     if model.convolutions != "same":

@@ -170,9 +170,7 @@ class SegmentConfig(RunConfig):
         for group, kind in GROUPS_OF.items():
             held = getattr(self, group)
             if self.model.kind != kind and held != type(held)():
-                raise ValueError(
-                    f"{group} is of model.kind {kind}, which is {self.model.kind}: expected both, or neither"
-                )
+                raise ValueError(f"{group} is read by model.kind {kind}, not by {self.model.kind}: leave it out")
         if self.model.kind in CHECKS:
             CHECKS[self.model.kind](self)
 
