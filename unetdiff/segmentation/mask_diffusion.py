@@ -17,7 +17,7 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from unetdiff.diffusion.guidance import clip_x0
+from unetdiff.diffusion.guidance import Denoiser, clip_x0
 from unetdiff.diffusion.objective import DiffusionObjective, Draws
 from unetdiff.diffusion.options import SamplerName
 from unetdiff.diffusion.sampler import make_sampler, sample
@@ -213,7 +213,7 @@ class MaskDiffusion:
             drawn.append(self.codes.labels(found).cpu())
         return torch.cat(drawn).unflatten(0, (count, len(seeds)))
 
-    def _denoiser(self, network: MaskNetwork, features: Tensor) -> Callable[[Tensor, Tensor, None], Tensor]:
+    def _denoiser(self, network: MaskNetwork, features: Tensor) -> Denoiser:
         """The network, told of images, as a denoiser whose x0 stays in the range of the codes."""
 
         def predict(x_t: Tensor, timestep: Tensor, _labels: Tensor | None) -> Tensor:
