@@ -31,7 +31,7 @@ class MaskDiffusionConfig:
             squared error `x0`, `epsilon` or `v`.
         weighting: of timesteps in the squared error.
         schedule, num_train_timesteps: the noise.
-        sampler, steps: how masks are drawn, unless told otherwise: a sampler of docs/sampling.md.
+        sampler, steps: how masks are drawn, unless told otherwise; the samplers are those of images.
         masks: how many per image in validation, and where nobody says how many.
         encoder_channels: with `encoder`, the widths of the image's network; none: those of the model.
         feature_channels: with `encoder`, how many features it makes of the image.

@@ -1,4 +1,4 @@
-"""The study of masks that are drawn: equal operations, fewer masks are the first of more, a row of the table per cell."""
+"""The study of masks that are drawn: equal operations, fewer masks are the first of more, a row of a table per cell."""
 
 from __future__ import annotations
 

@@ -77,6 +77,20 @@ def test_gradient_checkpointing_changes_nothing() -> None:
     assert_close(again, plain)
 
 
+def test_a_new_network_looks_at_the_image_and_learns_to_look_at_the_mask() -> None:
+    mask, timestep, image = inputs(2)
+    torch.manual_seed(0)
+    network = MaskDenoiser(made().config["unet"], 2, made().config["image_unet"])
+    for name, parameter in network.named_parameters():
+        if name != "mask_gain":
+            torch.nn.init.normal_(parameter, std=0.3)
+    first = network(mask, timestep, image).sample
+    assert_close(network(mask + 1, timestep, image).sample, first, rtol=0, atol=0)
+    first.square().sum().backward()
+    assert network.mask_gain.grad is not None
+    assert (network.mask_gain.grad != 0).all()
+
+
 @pytest.mark.parametrize(("masks", "steps"), [(1, 1), (4, 7)])
 def test_the_image_is_looked_at_once(masks: int, steps: int) -> None:
     network, diffusion = made(), MaskDiffusion.of(MaskDiffusionConfig(), 3)

@@ -78,6 +78,7 @@ def segment_files(options: argparse.Namespace, state: PartialState) -> list[str]
     job = together(lambda: _prepare(options, str(device_of(state))))
     scores = None if job.truth is None else TruthScores(job.metrics)
     said: list[str] = []
+    note = [f"Note: {ADVICE}"] if draws(job.runs[0]) else []
     count, first = state.num_processes, state.is_main_process
     with progress(desc="segmenting", unit="image", total=len(job.files), disable=not first) as bar:
         for start in range(0, len(job.files), count):
@@ -87,8 +88,8 @@ def segment_files(options: argparse.Namespace, state: PartialState) -> list[str]
             bar.update(min(count, len(job.files) - start))
     if scores is not None:
         merged = TruthScores.merged(Agreement().collect(scores))
-        said += first_alone(lambda: _write_scores(job.out, merged))
-    said += [f"Note: {ADVICE}"] if draws(job.runs[0]) else []
+        said += first_alone(lambda: _write_scores(job.out, merged, note))
+    said += note
     return [*said, f"{len(job.files)} masks in {job.out}"]
 
 
@@ -250,12 +251,12 @@ def _metric_options(options: argparse.Namespace, run: Run) -> MetricOptions:
     return MetricOptions(class_names=names, boundary_tolerance=trained.boundary_tolerance, hd95=hd95, membrane=chosen)
 
 
-def _write_scores(out: Path, scores: TruthScores) -> list[str]:
-    """Write the figures as metrics.json, metrics.csv and metrics.md; what is said of them."""
+def _write_scores(out: Path, scores: TruthScores, notes: Sequence[str]) -> list[str]:
+    """Write the figures as metrics.json, metrics.csv and metrics.md, with notes; what is said of them."""
     computed = scores.compute()
     write_json(out / "metrics.json", computed)
     write_text(out / "metrics.csv", score_list(computed))
-    write_text(out / "metrics.md", score_page(computed))
+    write_text(out / "metrics.md", "\n".join([score_page(computed), *(f"{note}." for note in notes)]).strip() + "\n")
     rand = f", V-Rand {shown(computed['v_rand'])}" if "v_rand" in computed else ""
     means = f"mean IoU {shown(computed['mean_iou'])}, mean Dice {shown(computed['mean_dice'])}{rand}"
     return [f"{means} over {computed['images']} images; {out / 'metrics.md'} has the rest"]

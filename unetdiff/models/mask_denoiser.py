@@ -8,7 +8,7 @@ from typing import Any, ClassVar
 
 import torch
 from diffusers import ConfigMixin, ModelMixin
-from torch import Tensor
+from torch import Tensor, nn
 
 from unetdiff.models.plan import Plan
 from unetdiff.models.unet import UNet, UNetOutput
@@ -69,6 +69,8 @@ class MaskDenoiser(ModelMixin, ConfigMixin):
                 f"the network takes {self.denoiser.config['in_channels']} channels, {given} of them for an image of "
                 f"{image_channels}; expected some for the mask"
             )
+        # Zero at first: a new network looks at the image alone, rather than at a mask that is all noise.
+        self.mask_gain = nn.Parameter(torch.zeros(self.mask_channels))
 
     def forward(
         self, sample: Tensor, timestep: Tensor | float, image: Tensor, return_dict: bool = True
@@ -79,7 +81,7 @@ class MaskDenoiser(ModelMixin, ConfigMixin):
             sample: (N, mask channels, *space). timestep: a number, or (N,). image: (N, image_channels, *space).
             return_dict: whether to return a `UNetOutput` rather than a tuple of what it holds.
         """
-        return self.denoiser(torch.cat([sample, self.features(image)], dim=1), timestep, return_dict=return_dict)
+        return self.denoiser(self._joined(sample, self.features(image)), timestep, return_dict=return_dict)
 
     def features(self, images: Tensor) -> Tensor:
         """What is known of images (N, image_channels, *space), (N, F, *space): to be made once per image."""
@@ -87,7 +89,12 @@ class MaskDenoiser(ModelMixin, ConfigMixin):
 
     def denoise(self, features: Tensor, sample: Tensor, timestep: Tensor | float) -> Tensor:
         """The prediction for noisy masks (N, mask channels, *space), given the features of their images."""
-        return self.denoiser(torch.cat([sample, features], dim=1), timestep).sample
+        return self.denoiser(self._joined(sample, features), timestep).sample
+
+    def _joined(self, sample: Tensor, features: Tensor) -> Tensor:
+        """What the network sees: the noisy mask, each channel times its gain, and what is known of the image."""
+        gain = self.mask_gain.reshape(-1, *[1] * (sample.ndim - 2))
+        return torch.cat([gain * sample, features], dim=1)
 
     @property
     def spec(self) -> UNetSpec:
