@@ -39,7 +39,7 @@ class MaskDiffusionConfig:
 
     conditioning: ConditioningName = "concat"
     encoding: CodeName = "one_hot"
-    scale: float = 1.0
+    scale: float = 0.1
     target: MaskTargetName = "cross_entropy"
     weighting: WeightingName = "uniform"
     schedule: ScheduleName = "cosine"

@@ -35,10 +35,12 @@ SIZE = (11, 14)
 def run_folder(path: Path, scale: float = 0.6) -> Path:
     """A network that draws masks of three classes and was never trained."""
     unet = {**SMALL, "in_channels": 4, "out_channels": 3}
-    network = redraw(MaskDenoiser(unet, 1), scale)
+    network = MaskDenoiser(unet, 1)
+    redraw(network, scale)
     settings = {"kind": "diffusion", "mask_diffusion": asdict(MaskDiffusionConfig(steps=3, masks=2))}
     path.mkdir(parents=True)
-    write_network(path, network, Companions(GREY, masks=ENCODING, settings=settings))
+    made: Any = network
+    write_network(path, made, Companions(GREY, masks=ENCODING, settings=settings))
     return path
 
 

@@ -28,7 +28,9 @@ def made(dims: int = 2, encoder: bool = True, classes: int = 3) -> MaskDenoiser:
     unet = {**SMALL, "dims": dims, "in_channels": classes + known, "out_channels": classes}
     image = {**SMALL, "dims": dims, "in_channels": 2, "out_channels": 5, "time_embedding": "none"}
     torch.manual_seed(0)
-    return redraw(MaskDenoiser(unet, 2, image if encoder else None), 0.5).eval()
+    network = MaskDenoiser(unet, 2, image if encoder else None)
+    redraw(network, 0.5)
+    return network.eval()
 
 
 def inputs(dims: int, batch: int = 2) -> tuple[Tensor, Tensor, Tensor]:

@@ -99,7 +99,7 @@ def test_resumed_equals_uninterrupted_bit_for_bit(way: str, few: Path, tmp_path:
 
 def test_killed_equals_uninterrupted_bit_for_bit(few: Path, tmp_path: Path) -> None:
     """kill -9 in the middle of a step, then the same command."""
-    plan = {"steps": 30, "checkpoint_every": 5}
+    plan: dict[str, Any] = {"steps": 30, "checkpoint_every": 5}
     fit(config_of(few, tmp_path / "alone", **plan))
     run = tmp_path / "killed"
     launched = subprocess.Popen(
