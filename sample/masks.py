@@ -2,7 +2,8 @@
 
 IMAGES is an image, a volume, an array, or a folder of them. Several runs are read as an ensemble. For every image: its
 mask in the form of the training masks, an overlay, probabilities and uncertainty as .npz, and maps of uncertainty;
-with --truth figures, with --instances its objects. Large images are read, predicted and written in parts.
+with --truth figures, with --instances its objects. Large images are read, predicted and written in parts. A run of kind
+diffusion draws --masks N of each image, which vote, and which a folder beside the mask holds.
 """
 
 from __future__ import annotations
@@ -11,8 +12,10 @@ import argparse
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from typing import get_args
 
 from unetdiff.command import CommandParser, run_command, user_errors
+from unetdiff.diffusion.options import SamplerName
 
 READ_WITH = {
     "membrane": "truth",
@@ -20,7 +23,6 @@ READ_WITH = {
     "depth": "instances",
     "min_size": "instances",
     "background": "instances",
-    "seed": "passes",
 }
 """Options that say how another is done."""
 
@@ -39,7 +41,11 @@ def arguments(given: Sequence[str]) -> argparse.Namespace:
     add("--tta", type=_axes, nargs="?", const=(), metavar="AXES", help="average over mirrorings along spatial axes "
         "such as 0,1, undone (default: those of the runs' training, data.augment.flips)")  # fmt: skip
     add("--passes", type=int, help="passes with dropout on, for uncertainty (default 1: off)")
-    add("--seed", type=int, help="of the dropout (default 0)")
+    add("--masks", type=int, metavar="N", help="masks to draw of each image, with seeds that count on from --seed, by "
+        "runs of kind diffusion (default: as the run says)")  # fmt: skip
+    add("--steps", type=int, help="in which each is drawn (default: as the run says)")
+    add("--sampler", choices=get_args(SamplerName), help="that draws them (default: as the run says)")
+    add("--seed", type=int, help="of the dropout, or of the first mask that is drawn (default 0)")
     add("--truth", type=Path, metavar="DIR", help="true masks by the images' names: writes metrics.md, .csv and .json")
     add("--membrane", metavar="CLASS", help="class, by number or name, that separates cells, for V-Rand and V-Info, or "
         "'none' (default: as the run's settings say)")  # fmt: skip

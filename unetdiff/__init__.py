@@ -17,6 +17,7 @@ _HOMES = {
     "UNetSpec": "unetdiff.spec",
     "FeatureNetwork": "unetdiff.models.feature_network",
     "DataFormat": "unetdiff.data.formats",
+    "MaskDenoiser": "unetdiff.models.mask_denoiser",
     "Norm": "unetdiff.spec",
     "NormPlacement": "unetdiff.spec",
     "Site": "unetdiff.spec",
@@ -38,6 +39,7 @@ if TYPE_CHECKING:
     from unetdiff.diffusion.schedule import make_schedule as make_schedule
     from unetdiff.models.feature_network import FeatureNetwork as FeatureNetwork
     from unetdiff.models.interop.files import load_foreign as load_foreign
+    from unetdiff.models.mask_denoiser import MaskDenoiser as MaskDenoiser
     from unetdiff.models.pruning import prune as prune
     from unetdiff.models.unet import UNet as UNet
     from unetdiff.models.unet import UNetOutput as UNetOutput

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from unetdiff.drawing import by_votes
 from unetdiff.runs import Run
 from unetdiff.segmentation.flips import with_flips
 from unetdiff.segmentation.predict import Scores, probabilities_of
@@ -49,7 +50,11 @@ def _by_ensemble(run: Run, passes: int, seed: int) -> list[Predict]:
     return [lambda images: torch.cat([one.exp() for one in network.answers(images.to(network.device))], dim=1)]
 
 
-MEMBERS: dict[str, Callable[[Run, int, int], list[Predict]]] = {"logits": _by_scores, "features": _by_ensemble}
+MEMBERS: dict[str, Callable[[Run, int, int], list[Predict]]] = {
+    "logits": _by_scores,
+    "features": _by_ensemble,
+    "diffusion": by_votes,
+}
 """By kind: (run, passes, seed) -> that many answers."""
 
 

@@ -22,7 +22,10 @@ from unetdiff.spec import Architecture
 from unetdiff.typed import check_at_least, check_types
 
 Precision = Literal["auto", "float32", "bf16", "fp16"]
-GROUPS = ("model", "diffusion", "objective", "data", "train", "ema", "sampling", "evaluation", "features", "probe")
+GROUPS = (
+    *("model", "diffusion", "objective", "data", "train", "ema", "sampling", "evaluation"),
+    *("features", "probe", "mask_diffusion"),
+)
 
 
 @dataclass(frozen=True, kw_only=True)

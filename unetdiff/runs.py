@@ -30,6 +30,7 @@ DONE = "DONE.json"
 _NETWORKS = {
     ("unetdiff", "UNet"): "unetdiff.models.unet",
     ("unetdiff", "FeatureNetwork"): "unetdiff.models.feature_network",
+    ("unetdiff", "MaskDenoiser"): "unetdiff.models.mask_denoiser",
     ("diffusers", "UNet2DModel"): "diffusers",
 }
 """The networks that are loaded, as an index names them, and the module of each."""

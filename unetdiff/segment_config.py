@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
-from dataclasses import dataclass, field, fields
-from typing import Literal
+from collections.abc import Callable, Sequence
+from dataclasses import MISSING, dataclass, field, fields
+from typing import Any, Literal
 
 from unetdiff.architecture import TimeEmbedding
 from unetdiff.data.mask_options import MaskDataConfig
 from unetdiff.feature_options import FeaturesConfig, ProbeOptions
+from unetdiff.mask_diffusion_options import MaskDiffusionConfig, check_mask_diffusion
 from unetdiff.run_config import NetworkConfig, RunConfig, parse_settings
 from unetdiff.segmentation.options import ClassWeights, LossName
 from unetdiff.typed import check_at_least, check_types
@@ -28,21 +29,31 @@ READ_BY: dict[str, tuple[LossName, ...]] = {
 }
 """The losses that read a setting."""
 
+TIMED = ("diffusion",)
+"""The kinds whose network is told a timestep without starting from a denoiser."""
+
+READ_BY_KINDS: dict[str, tuple[str, ...]] = {"features": ("features",), "mask_diffusion": ("diffusion",)}
+"""The kinds that read a group of settings."""
+
+CHECKS: dict[str, Callable[[Any], None]] = {"diffusion": check_mask_diffusion}
+"""By kind: what looks at all the settings of a run."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class SegmentModelConfig(NetworkConfig):
     """The network. `preset` names one of the literature; settings given beside it replace its own.
 
     Args:
-        kind: `logits`: the network says a score for every class at every position. `features`: per-pixel networks
-            read what the frozen denoiser of `init_from` computes.
+        kind: `logits`: the network says a score for every class at every position; `features`: per-pixel networks
+            read what the frozen denoiser of `init_from` computes; `diffusion`: masks are drawn from noise, given the
+            image, as `mask_diffusion` says.
         init_from: a denoiser's run: the network is that denoiser's, with its weights and a new output.
         timestep: with `init_from`, the timestep (noise level) that the network is always told; none: it is left out,
             and with it everything that conditioned the denoiser.
-        time_embedding: as of every network; `none` where nothing conditions it.
+        time_embedding: as of every network; `none` where nothing conditions it, and of kind `diffusion` `sinusoidal`.
     """
 
-    kind: Literal["logits", "features"] = "logits"
+    kind: Literal["logits", "features", "diffusion"] = "logits"
     init_from: str | None = None
     timestep: int | None = None
     time_embedding: TimeEmbedding = "none"
@@ -52,7 +63,7 @@ class SegmentModelConfig(NetworkConfig):
         check_at_least(self, 0, "timestep")
         if self.timestep is not None and self.init_from is None:
             raise ValueError("model.timestep is what a denoiser's body is told: expected model.init_from beside it")
-        if self.init_from is None and self.time_embedding != "none":
+        if self.init_from is None and self.time_embedding != "none" and self.kind not in TIMED:
             raise ValueError(f"model.time_embedding is {self.time_embedding}; nothing tells this network a timestep")
 
 
@@ -139,10 +150,6 @@ class EvaluationConfig:
             raise ValueError(f"evaluation.overlap is {self.overlap}; expected 0 to below 1")
 
 
-KINDS_OF: dict[str, tuple[str, ...]] = {"features": ("features",)}
-"""By the group of settings, the kinds of run that read it."""
-
-
 @dataclass(frozen=True, kw_only=True)
 class SegmentConfig(RunConfig):
     """Everything that a segmentation run is made of.
@@ -152,6 +159,7 @@ class SegmentConfig(RunConfig):
         data: where images with masks come from.
         evaluation: how held-out images are predicted and measured.
         features: of kind `features`, how the denoiser is read.
+        mask_diffusion: how kind `diffusion` draws masks.
     """
 
     model: SegmentModelConfig = field(default_factory=SegmentModelConfig)
@@ -159,14 +167,30 @@ class SegmentConfig(RunConfig):
     data: MaskDataConfig = field(default_factory=MaskDataConfig)
     evaluation: EvaluationConfig = field(default_factory=EvaluationConfig)
     features: FeaturesConfig = field(default_factory=FeaturesConfig)
+    mask_diffusion: MaskDiffusionConfig = field(default_factory=MaskDiffusionConfig)
 
     def __post_init__(self) -> None:
         check_types(self)
-        for group, kinds in KINDS_OF.items():
-            given = getattr(self, group)
-            if self.model.kind not in kinds and given != type(given)():
-                wanted = " or ".join(kinds)
-                raise ValueError(f"{group}.* acts in model.kind {wanted}, not in {self.model.kind}: leave it out")
+        self._check_kind()
+
+    def _check_kind(self) -> None:
+        """A setting that the kind of run does not read is a mistake."""
+        kind = self.model.kind
+        for name, kinds in READ_BY_KINDS.items():
+            changed = _changed(getattr(self, name))
+            if changed and kind not in kinds:
+                raise ValueError(f"{name}.{changed[0]} is of kind {' or '.join(kinds)}; model.kind is {kind}")
+        if kind in CHECKS:
+            CHECKS[kind](self)
+
+
+def _changed(settings: Any) -> list[str]:
+    """The settings of a group that differ from their defaults."""
+    plain = {
+        entry.name: entry.default if entry.default_factory is MISSING else entry.default_factory()
+        for entry in fields(settings)
+    }
+    return [name for name, value in plain.items() if getattr(settings, name) != value]
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -12,12 +12,16 @@ from torch import Tensor
 
 from unetdiff.data.formats import DataFormat
 from unetdiff.data.windows import Windowed
+from unetdiff.diffusion.options import SamplerName
+from unetdiff.drawing import Drawing, check_drawing, check_whole, draw, draws
 from unetdiff.members import has_dropout, members_of
 from unetdiff.runs import Run
 from unetdiff.segmentation.predict import Inference, predict_rows
-from unetdiff.segmentation.uncertainty import decompose, entropy
+from unetdiff.segmentation.uncertainty import decompose, decompose_votes, entropy
 
 MAPS = ("total_entropy", "expected_entropy", "mutual_information")
+DRAWN_MAPS = ("vote_entropy", "disagreement")
+"""Of masks that are drawn: the entropy of the shares of their votes, and the share that is not of the majority."""
 
 
 @dataclass(frozen=True)
@@ -46,12 +50,14 @@ class Segmentation:
     """What networks say of an image.
 
     labels: (*space) int64. probabilities: (K, *space) float32, the mean over members. maps: by the names of MAPS,
-    (*space) float32 in nats.
+    (*space) float32 in nats; of masks that are drawn by those of DRAWN_MAPS, disagreement in [0, 1], and where several
+    networks draw of MAPS[1:] too. masks: those that are drawn, (M, *space) int64, one network's after another's.
     """
 
     labels: np.ndarray
     probabilities: np.ndarray
     maps: dict[str, np.ndarray]
+    masks: np.ndarray | None = None
 
 
 def segment(
@@ -60,23 +66,36 @@ def segment(
     inference: Inference | None = None,
     *,
     passes: int = 1,
+    masks: int | None = None,
+    steps: int | None = None,
+    sampler: SamplerName | None = None,
     seed: int = 0,
     name: str = "the image",
 ) -> Segmentation:
     """The mask of one image by one network or several, and how sure they are.
+
+    A run of kind `diffusion` draws masks, which vote. What they disagree about is what the training data leave open
+    (aleatoric); with several such networks, `mutual_information` is what those disagree about, each by its own votes.
 
     Args:
         runs: segmentation networks of the same classes, as `load_run` returns them; several are an ensemble.
         image: (*space, C) in the form of the data that they were trained on, of any size.
         inference: tiles and flips; None: whole. A network without padding sees images mirrored at their borders.
         passes: of each network with dropout on and norms as they are (Gal & Ghahramani 2016); 1: without dropout.
-        seed: of the dropout.
+        masks, steps, sampler: of each network that draws masks: how many, in how many steps of which sampler; None: as
+            its settings say. They are drawn of whole images.
+        seed: of the dropout; of the first mask, from which the others count on.
         name: what messages call the image.
 
     Raises:
-        ValueError: the networks have other data or classes, the image is not of their form or holds NaN, or there are
-            passes of a network without dropout.
+        ValueError: the networks have other data or classes, the image is not of their form or holds NaN, there are
+            passes of a network without dropout, or masks of one that draws none.
     """
+    drawing = Drawing(masks, steps, sampler, seed)
+    every = [runs] if isinstance(runs, Run) else list(runs)
+    check_drawing(every, drawing, passes)
+    if draws(every[0]):
+        return _drawn(every, image, inference or Inference(), drawing, name)
     space = image.shape[:-1]
     labels, maps = np.empty(space, np.int64), {entry: np.empty(space, np.float32) for entry in MAPS}
     probabilities = np.empty((0, *space), np.float32)
@@ -110,12 +129,36 @@ def segment_rows(
     """
     every = [runs] if isinstance(runs, Run) else list(runs)
     check_members(every, passes)
+    if any(map(draws, every)):
+        raise ValueError(f"{name} is read in parts; {every[0].folder} draws masks of whole images: cut it into parts")
     _check_form(every[0], image, name)
     how = inference or Inference()
     groups = _groups(every, how, image.shape[:-1])
     strips = [_rows(group, FormattedImage(image, group[0].format, name), how, passes, seed) for group in groups]
     for start, parts in _in_step(strips):
         yield start, _joined(parts, [len(group) for group in groups])
+
+
+def _drawn(runs: Sequence[Run], image: Windowed, inference: Inference, drawing: Drawing, name: str) -> Segmentation:
+    """Of masks that are drawn: the shares of their votes, a network's as one member."""
+    check_members(runs)
+    _check_form(runs[0], image, name)
+    space = image.shape[:-1]
+    check_whole(inference, space, name)
+    sets = []
+    for run in runs:
+        whole = FormattedImage(image, run.format, name).read(tuple(slice(0, length) for length in space))
+        sets.append(draw(run, torch.from_numpy(whole)[None], drawing))
+    votes = decompose(decompose_votes(masks, runs[0].masks.num_classes).probabilities for masks in sets)
+    maps = {"vote_entropy": votes.total, "disagreement": 1 - votes.probabilities.amax(1)}
+    if len(runs) > 1:
+        maps |= dict(zip(MAPS[1:], (votes.expected, votes.mutual_information), strict=True))
+    return Segmentation(
+        votes.probabilities[0].argmax(0).numpy(),
+        votes.probabilities[0].numpy(),
+        {entry: values[0].numpy() for entry, values in maps.items()},
+        torch.cat(sets)[:, 0].numpy(),
+    )
 
 
 def _groups(runs: Sequence[Run], how: Inference, space: tuple[int, ...]) -> list[list[Run]]:

@@ -66,6 +66,20 @@ Training
   test_dropout_passes_use_the_statistics_of_training
 - gradient accumulation that drops micro-batches (Noise2Map): test_accumulated_micro_batches_all_count
 - objects cut by a crop weighed as smaller ones: test_border_weights_are_those_of_the_whole_mask
+
+Masks that are drawn
+- a forward process without half of its mean (BerDiff), or one step off its own schedule (CCDM):
+  tests/segmentation/test_mask_diffusion.py::test_noisy_masks_have_the_marginals_of_the_closed_form
+- masks in [0, 1] and predictions clipped to [-1, 1] (Wolleb, MedSegDiff, CIMD):
+  tests/segmentation/test_mask_diffusion.py::test_what_is_drawn_stays_in_the_range_of_the_codes
+- as many calls as the schedule has timesteps, whatever the steps (Wolleb):
+  tests/segmentation/test_mask_diffusion.py::test_a_perfect_network_draws_the_truth
+- the image looked at again in every step (SegDiff):
+  tests/models/test_mask_denoiser.py::test_the_image_is_looked_at_once
+- draws without a seed: tests/segmentation/test_mask_diffusion.py::test_a_mask_is_the_same_beside_any_others
+- one-hot votes as probabilities: tests/masks/test_drawn.py::test_one_mask_is_sure_of_itself
+- a part of the network given noise where it expects a mask (CIMD):
+  tests/segmentation/test_mask_diffusion.py::test_a_perfect_network_draws_the_truth
 """
 
 from __future__ import annotations

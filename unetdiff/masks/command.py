@@ -12,6 +12,7 @@ import numpy as np
 from accelerate import PartialState
 
 from unetdiff.data.windows import Windowed
+from unetdiff.drawing import ADVICE, Drawing, check_drawing, draws
 from unetdiff.files import write_json, write_text
 from unetdiff.masks.inputs import (
     TILES,
@@ -33,7 +34,7 @@ from unetdiff.progress import progress
 from unetdiff.runs import Run, load_run
 from unetdiff.segmentation.metrics import MetricOptions
 from unetdiff.segmentation.predict import Inference
-from unetdiff.segmenting import Segmentation, check_members, segment, segment_rows
+from unetdiff.segmenting import DRAWN_MAPS, Segmentation, check_members, segment, segment_rows
 from unetdiff.training.processes import Agreement, device_of, first_alone, together
 
 
@@ -46,7 +47,7 @@ class Job:
         files: the images, of all processes.
         out: where results go. truth: the folder of true masks, if there are any.
         inference: how images are predicted that are held whole. in_parts: how those are that are not.
-        passes, seed: of dropout.
+        passes: with dropout on. drawing: how masks are drawn; its seed is that of dropout too.
         objects: how objects are told apart; None: they are not.
         metrics: what is measured, with truth.
     """
@@ -58,7 +59,7 @@ class Job:
     inference: Inference
     in_parts: Inference
     passes: int
-    seed: int
+    drawing: Drawing
     objects: ObjectOptions | None
     metrics: MetricOptions
 
@@ -77,6 +78,7 @@ def segment_files(options: argparse.Namespace, state: PartialState) -> list[str]
     job = together(lambda: _prepare(options, str(device_of(state))))
     scores = None if job.truth is None else TruthScores(job.metrics)
     said: list[str] = []
+    note = [f"Note: {ADVICE}"] if draws(job.runs[0]) else []
     count, first = state.num_processes, state.is_main_process
     with progress(desc="segmenting", unit="image", total=len(job.files), disable=not first) as bar:
         for start in range(0, len(job.files), count):
@@ -86,7 +88,8 @@ def segment_files(options: argparse.Namespace, state: PartialState) -> list[str]
             bar.update(min(count, len(job.files) - start))
     if scores is not None:
         merged = TruthScores.merged(Agreement().collect(scores))
-        said += first_alone(lambda: _write_scores(job.out, merged))
+        said += first_alone(lambda: _write_scores(job.out, merged, note))
+    said += note
     return [*said, f"{len(job.files)} masks in {job.out}"]
 
 
@@ -95,6 +98,7 @@ def _prepare(options: argparse.Namespace, device: str) -> Job:
     images = Path(options.images)
     check_output(options.out, images, options.truth)
     runs = [load_run(path, weights=options.weights, device=device) for path in options.runs]
+    drawing = _drawing(options, runs)
     check_members(runs, options.passes or 1)
     lead = runs[0]
     files = find_images(images, lead.format)
@@ -104,21 +108,38 @@ def _prepare(options: argparse.Namespace, device: str) -> Job:
     for file in files:
         _check_file(file, options.truth, objects, lead)
     options.out.mkdir(parents=True, exist_ok=True)
-    passes, seed = options.passes or 1, options.seed or 0
-    return Job(runs, files, options.out, options.truth, whole, in_parts, passes, seed, objects, metrics)
+    passes = options.passes or 1
+    return Job(runs, files, options.out, options.truth, whole, in_parts, passes, drawing, objects, metrics)
+
+
+def _drawing(options: argparse.Namespace, runs: Sequence[Run]) -> Drawing:
+    """How masks are drawn; `ValueError` for an option that none of the runs reads."""
+    drawing = Drawing(options.masks, options.steps, options.sampler, options.seed or 0)
+    check_drawing(runs, drawing, options.passes or 1)
+    drawn = draws(runs[0])
+    if drawn:
+        for name in ("tile", "overlap", "tta", "passes"):
+            if getattr(options, name) not in (None, 0):
+                raise ValueError(f"{runs[0].folder} draws masks, of whole images: expected no --{name}")
+    elif options.seed is not None and options.passes is None:
+        raise ValueError("nothing reads --seed without --passes: expected both or neither")
+    return drawing
 
 
 def _check_file(file: ImageFile, truth: Path | None, objects: ObjectOptions | None, run: Run) -> None:
     """What would end the work at this image, as far as headers say."""
     size = header_size(file.path, file.dims)
-    if objects is not None and size is not None and is_large((*size, run.format.channels)):
-        raise _too_large(file)
+    if size is not None and is_large((*size, run.format.channels)):
+        if objects is not None:
+            raise _too_large(file, "--instances, which need an image whole")
+        if draws(run):
+            raise _too_large(file, f"{run.folder}, which draws masks of whole images")
     if truth is not None:
         check_truth(truth, file, run.masks)
 
 
-def _too_large(file: ImageFile) -> ValueError:
-    return ValueError(f"{file.path} is too large for --instances, which need an image whole: cut it into parts")
+def _too_large(file: ImageFile, reader: str) -> ValueError:
+    return ValueError(f"{file.path} is too large for {reader}: cut it into parts")
 
 
 def _inference(options: argparse.Namespace, runs: Sequence[Run]) -> tuple[Inference, Inference]:
@@ -165,15 +186,24 @@ def _segment_whole(
     job: Job, file: ImageFile, image: np.ndarray, truth: TruthMask | None, scores: TruthScores | None
 ) -> list[str]:
     """An image whose results are held; what is said of it."""
-    found = segment(job.runs, image, job.inference, passes=job.passes, seed=job.seed, name=str(file.path))
+    found = segment(job.runs, image, job.inference, passes=job.passes, name=str(file.path), **vars(job.drawing))
     labels = None if truth is None else truth.whole()
     write_segmentation(job.out, file.name, image, found, job.runs[0], labels, file.affine)
     if scores is not None and truth is not None:
         scores.add(file.name, found, truth)
+    said = _uncertainty(file, found)
     if job.objects is None:
-        return []
+        return said
     count = write_objects(job.out, file.name, image, found, job.runs[0], job.objects, file.affine)
-    return [f"{file.name}: {count} objects"]
+    return [*said, f"{file.name}: {count} objects"]
+
+
+def _uncertainty(file: ImageFile, found: Segmentation) -> list[str]:
+    """What is said of masks that were drawn."""
+    if found.masks is None:
+        return []
+    entropy, apart = (float(found.maps[name].mean()) for name in DRAWN_MAPS)
+    return [f"{file.name}: {len(found.masks)} masks, vote entropy {entropy:.4f} nats, disagreement {apart:.4f}"]
 
 
 def _segment_large(
@@ -181,8 +211,8 @@ def _segment_large(
 ) -> None:
     """An image whose results are written as they come."""
     if job.objects is not None:
-        raise _too_large(file)
-    rows = segment_rows(job.runs, image, job.in_parts, passes=job.passes, seed=job.seed, name=str(file.path))
+        raise _too_large(file, "--instances, which need an image whole")
+    rows = segment_rows(job.runs, image, job.in_parts, passes=job.passes, seed=job.drawing.seed, name=str(file.path))
     if scores is not None and truth is not None:
         rows = scores.add_rows(file.name, rows, truth)
     write_rows(job.out, file.name, image, _counted(rows, file.name, image.shape[0]), job.runs[0])
@@ -221,12 +251,12 @@ def _metric_options(options: argparse.Namespace, run: Run) -> MetricOptions:
     return MetricOptions(class_names=names, boundary_tolerance=trained.boundary_tolerance, hd95=hd95, membrane=chosen)
 
 
-def _write_scores(out: Path, scores: TruthScores) -> list[str]:
-    """Write the figures as metrics.json, metrics.csv and metrics.md; what is said of them."""
+def _write_scores(out: Path, scores: TruthScores, notes: Sequence[str]) -> list[str]:
+    """Write the figures as metrics.json, metrics.csv and metrics.md, with notes; what is said of them."""
     computed = scores.compute()
     write_json(out / "metrics.json", computed)
     write_text(out / "metrics.csv", score_list(computed))
-    write_text(out / "metrics.md", score_page(computed))
+    write_text(out / "metrics.md", "\n".join([score_page(computed), *(f"{note}." for note in notes)]).strip() + "\n")
     rand = f", V-Rand {shown(computed['v_rand'])}" if "v_rand" in computed else ""
     means = f"mean IoU {shown(computed['mean_iou'])}, mean Dice {shown(computed['mean_dice'])}{rand}"
     return [f"{means} over {computed['images']} images; {out / 'metrics.md'} has the rest"]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,9 +13,20 @@ from PIL import Image
 from unetdiff.data.masks import mask_suffix, write_mask
 from unetdiff.data.windows import Windowed, thinned
 from unetdiff.figures import SEQUENTIAL, plot_style
-from unetdiff.mask_figures import as_plane, case_captions, case_planes, map_picture, most_wrong_slice, overlay, panels
+from unetdiff.files import write_folder
+from unetdiff.mask_figures import (
+    as_plane,
+    case_captions,
+    case_planes,
+    image_plane,
+    label_plane,
+    map_picture,
+    most_wrong_slice,
+    overlay,
+    panels,
+)
 from unetdiff.runs import Run
-from unetdiff.segmenting import MAPS, Segmentation
+from unetdiff.segmenting import DRAWN_MAPS, MAPS, Segmentation
 
 PREVIEW = 1024  # positions of the longer side of a large image's pictures
 PICTURE_WIDTH = 8  # inches, of 120 pixels, of the panels of probabilities
@@ -23,10 +34,30 @@ PICTURE_WIDTH = 8  # inches, of 120 pixels, of the panels of probabilities
 LEAST_SCALE = 0.01
 """Nats: what a picture of mutual information reaches up to at least, so that rounding is not drawn as disagreement."""
 
+MOST_DRAWN = 8
+"""Masks that a picture of those that were drawn shows at most."""
+
 MOST_PANELS = 12
 """Classes that a picture of probabilities shows at most."""
 
-ENDINGS = ("overlay", "panels", "objects", "instances", "probabilities", "probability", *MAPS)
+SCALES: dict[str, Callable[[np.ndarray, int], tuple[float, str]]] = {
+    "mutual_information": lambda values, classes: (max(float(values.max()), LEAST_SCALE), "nats"),
+    "disagreement": lambda values, classes: (1 - 1 / classes, "share of masks"),
+}
+"""Of maps that are no entropies up to log K: (values, classes) -> the end of the scale, and its unit."""
+
+ENDINGS = (
+    "overlay",
+    "panels",
+    "objects",
+    "instances",
+    "probabilities",
+    "probability",
+    "masks",
+    "drawn",
+    *MAPS,
+    *DRAWN_MAPS,
+)
 """What follows an image's name in the names of its results."""
 
 
@@ -65,6 +96,25 @@ def write_segmentation(
     probability_picture(found.probabilities, encoding.class_names).save(folder / f"{name}_probability.png")
     for entry, values in found.maps.items():
         _write_map(folder, name, entry, values, encoding.num_classes)
+    if found.masks is not None:
+        write_drawn(folder, name, image, found.masks, run, affine)
+
+
+def write_drawn(
+    folder: Path, name: str, image: np.ndarray, masks: np.ndarray, run: Run, affine: np.ndarray | None
+) -> None:
+    """Write masks (M, *space) that were drawn into `NAME_masks/`, by number, and a picture of the first few."""
+    encoding, format = run.masks, run.format
+    digits = len(str(len(masks) - 1))
+
+    def fill(inner: Path) -> None:
+        for number, mask in enumerate(masks):
+            write_mask(mask, encoding, inner / f"{number:0{digits}d}{mask_suffix(encoding, format.dims)}", affine)
+
+    write_folder(folder / f"{name}_masks", fill)
+    shown = masks[:MOST_DRAWN]
+    planes = [image_plane(image, format), *(label_plane(mask, encoding.colours()) for mask in shown)]
+    panels([planes], ["image", *(f"mask {number}" for number in range(len(shown)))]).save(folder / f"{name}_drawn.png")
 
 
 class RowFile:
@@ -152,5 +202,5 @@ def probability_picture(probabilities: np.ndarray, class_names: Sequence[str]) -
 
 def _write_map(folder: Path, name: str, entry: str, values: np.ndarray, classes: int) -> None:
     """The picture of a map of uncertainty: entropies from 0 to log K, mutual information to its largest value."""
-    most = max(float(values.max()), LEAST_SCALE) if entry == "mutual_information" else math.log(classes)
-    map_picture(values, f"{entry.replace('_', ' ')} (nats)", most).save(folder / f"{name}_{entry}.png")
+    most, unit = SCALES[entry](values, classes) if entry in SCALES else (math.log(classes), "nats")
+    map_picture(values, f"{entry.replace('_', ' ')} ({unit})", most).save(folder / f"{name}_{entry}.png")

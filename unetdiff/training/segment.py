@@ -6,6 +6,7 @@ from collections.abc import Callable
 from functools import partial
 
 from unetdiff.segment_config import SegmentConfig
+from unetdiff.training.kinds.diffusion import diffusion_workload
 from unetdiff.training.kinds.features import features_workload
 from unetdiff.training.kinds.logits import logits_workload
 from unetdiff.training.loop import Trainer
@@ -14,6 +15,7 @@ from unetdiff.training.start import Workload, make_trainer
 KINDS: dict[str, Callable[[SegmentConfig, int], Workload]] = {
     "logits": logits_workload,
     "features": features_workload,
+    "diffusion": diffusion_workload,
 }
 """By `model.kind`: (settings, samples per process and batch) -> the workload."""
 

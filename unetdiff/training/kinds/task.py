@@ -70,6 +70,11 @@ class MaskTask:
         found = predict_image(self.predictor(network), encoded, self.inference, network.multiple)
         return arrays["sample"][0], arrays["mask"][0], found
 
+    def held_out_loss(self, network: UNet, index: int, probabilities: Tensor) -> float:
+        """The loss of a held-out image, of which the probabilities (K, *space) were predicted."""
+        labels = torch.from_numpy(self.held_out.read([index])["mask"])
+        return float(self.objective.loss_per_sample(probabilities.clamp(min=1e-12).log()[None], labels))
+
     def validate(self, network: UNet, accelerator: Accelerator) -> dict[str, Any] | None:
         """The metrics of all held-out images, each predicted whole by one of the processes.
 
@@ -81,8 +86,7 @@ class MaskTask:
         own, colours = Evaluation.start(self.options), source.encoding.colours()
         for index in range(accelerator.process_index, len(source), accelerator.num_processes):
             image, labels, probabilities = self._look(network, source, index)
-            logits = probabilities.clamp(min=1e-12).log()[None]
-            loss = float(self.objective.loss_per_sample(logits, torch.from_numpy(labels)[None]))
+            loss = self.held_out_loss(network, index, probabilities)
             own.add(source.name(index), image, labels, probabilities, loss, source.format, colours)
         figures, cases = merged(Agreement().collect(own.parts()))
         first_alone(lambda: write_evaluation(self.folder, figures, cases, colours))
