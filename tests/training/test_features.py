@@ -256,7 +256,7 @@ def test_the_control_has_random_weights_of_the_seed(denoiser: Path, tmp_path: Pa
         (["--features.timesteps", "[20,20]"], "expected timesteps of at least 0, each once"),
         (
             ["--model.kind", "logits", "--features.members", "3"],
-            "features.* acts in model.kind features, not in logits",
+            "features.members is of kind features; model.kind is logits",
         ),
         (["--model.timestep", "20"], "see features.timesteps"),
         (["--model.channels", "[8,9]"], "model.channels is [8, 9], but model.init_from has [8, 8]: leave it out"),
