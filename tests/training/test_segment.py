@@ -183,7 +183,7 @@ def test_starts_from_a_denoiser_and_says_what_it_took(timestep: int | None, tmp_
     run, denoiser = load_run(tmp_path / "run"), load_run(tmp_path / "denoiser")
     assert run.unet.spec.channels == denoiser.unet.spec.channels
     assert (run.unet.embedding is None) == (timestep is None)
-    assert run.beside.settings == {"timestep": timestep}
+    assert run.beside.settings == {"kind": "logits", "timestep": timestep}
 
 
 def test_segments_with_a_pretrained_encoder(tmp_path: Path) -> None:

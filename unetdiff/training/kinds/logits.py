@@ -59,6 +59,9 @@ def network_spec(config: SegmentConfig, data: PairData, body: UNetSpec | None) -
     if (body.dims, body.in_channels) != (format.dims, format.channels):
         held = f"model.init_from takes {body.in_channels} channels in {body.dims}-D"
         raise ValueError(f"{held}; the images have {format.channels} in {format.dims}-D")
+    if config.model.timestep is not None and body.time_embedding == "none":
+        raise ValueError(f"model.timestep is {config.model.timestep}, but model.init_from is told no timestep: "
+                         "leave it out")  # fmt: skip
     plain = Architecture(time_embedding="none")
     for entry in fields(Architecture):
         given, theirs = getattr(config.model, entry.name), getattr(body, entry.name)
