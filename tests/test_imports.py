@@ -20,7 +20,7 @@ ORDER = [
     ["presets"],
     ["diffusion.options", "segmentation.options"],
     ["run_config"],
-    ["data.mask_options"],
+    ["data.mask_options", "noise_options", "joint_options"],
     ["config", "segment_config"],
     ["nn"],
     ["models"],

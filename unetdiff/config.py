@@ -136,6 +136,14 @@ class SamplingConfig:
         check_types(self)
         check_at_least(self, 1, "steps")
 
+    def check_steps(self, diffusion: DiffusionConfig) -> None:
+        """Raise `ValueError` where there are more steps than noise levels."""
+        if self.steps > diffusion.num_train_timesteps:
+            raise ValueError(
+                f"sampling.steps is {self.steps}; expected at most diffusion.num_train_timesteps, "
+                f"{diffusion.num_train_timesteps}"
+            )
+
 
 @dataclass(frozen=True, kw_only=True)
 class DenoiseConfig(RunConfig):
@@ -154,11 +162,7 @@ class DenoiseConfig(RunConfig):
 
     def __post_init__(self) -> None:
         check_types(self)
-        if self.sampling.steps > self.diffusion.num_train_timesteps:
-            raise ValueError(
-                f"sampling.steps is {self.sampling.steps}; expected at most diffusion.num_train_timesteps, "
-                f"{self.diffusion.num_train_timesteps}"
-            )
+        self.sampling.check_steps(self.diffusion)
         if self.diffusion.levels == 1:
             return  # nothing that the network would have to be told
         if self.model.time_embedding == "none":

@@ -22,7 +22,10 @@ from unetdiff.spec import Architecture
 from unetdiff.typed import check_at_least, check_types
 
 Precision = Literal["auto", "float32", "bf16", "fp16"]
-GROUPS = ("model", "diffusion", "objective", "data", "train", "ema", "sampling", "evaluation")
+GROUPS = (
+    *("model", "diffusion", "objective", "data", "train", "ema", "sampling", "evaluation"),
+    *("noise_input", "joint", "unlabelled"),
+)
 
 
 @dataclass(frozen=True, kw_only=True)

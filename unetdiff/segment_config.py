@@ -4,14 +4,29 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass, field, fields
-from typing import Literal
+from dataclasses import MISSING, dataclass, field, fields
+from typing import Any, Literal
 
 from unetdiff.architecture import TimeEmbedding
-from unetdiff.data.mask_options import MaskDataConfig
+from unetdiff.config import DataConfig, DiffusionConfig, SamplingConfig
+from unetdiff.data.mask_options import MaskDataConfig, check_read
+from unetdiff.joint_options import JointConfig
+from unetdiff.noise_options import NOISY, NoiseInputConfig
 from unetdiff.run_config import NetworkConfig, RunConfig, parse_settings
 from unetdiff.segmentation.options import ClassWeights, LossName
 from unetdiff.typed import check_at_least, check_types
+
+TWO_TASKS = ("joint",)
+"""The kinds whose network learns the noise in images too."""
+
+READ_BY_KINDS: dict[str, tuple[str, ...]] = {
+    "noise_input": ("logits", "joint"),
+    "joint": TWO_TASKS,
+    "unlabelled": TWO_TASKS,
+    "diffusion": TWO_TASKS,
+    "sampling": TWO_TASKS,
+}
+"""The kinds that read a group of settings."""
 
 MOST_WEIGHT = 10_000
 """The largest border weight: they are kept in half precision."""
@@ -33,25 +48,31 @@ class SegmentModelConfig(NetworkConfig):
     """The network. `preset` names one of the literature; settings given beside it replace its own.
 
     Args:
-        kind: `logits`: the network says a score for every class at every position.
+        kind: `logits`: the network says a score for every class at every position; `joint`: it does so with one head,
+            and with another predicts the noise in images, so that one run samples and segments.
         init_from: a denoiser's run: the network is that denoiser's, with its weights and a new output.
         timestep: with `init_from`, the timestep (noise level) that the network is always told; none: it is left out,
-            and with it everything that conditioned the denoiser.
+            and with it everything that conditioned the denoiser. With `noise_input`, that of predictions, or a list,
+            over which their probabilities are averaged. Of kind `joint`, what it is told with images to segment
+            (none: 0).
         time_embedding: as of every network; `none` where nothing conditions it.
     """
 
-    kind: Literal["logits"] = "logits"
+    kind: Literal["logits", "joint"] = "logits"
     init_from: str | None = None
-    timestep: int | None = None
+    timestep: int | list[int] | None = None
     time_embedding: TimeEmbedding = "none"
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        check_at_least(self, 0, "timestep")
-        if self.timestep is not None and self.init_from is None:
-            raise ValueError("model.timestep is what a denoiser's body is told: expected model.init_from beside it")
-        if self.init_from is None and self.time_embedding != "none":
-            raise ValueError(f"model.time_embedding is {self.time_embedding}; nothing tells this network a timestep")
+        if self.kind in TWO_TASKS and self.init_from is not None:
+            raise ValueError(f"model.init_from is not for kind {self.kind}, which learns both tasks from the start")
+
+    @property
+    def told(self) -> list[int]:
+        """The timesteps of predictions; none for a network that is told none."""
+        held = ([0] if self.kind in TWO_TASKS else []) if self.timestep is None else self.timestep
+        return held if isinstance(held, list) else [held]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -138,6 +159,28 @@ class EvaluationConfig:
 
 
 @dataclass(frozen=True, kw_only=True)
+class UnlabelledConfig(DataConfig):
+    """Where the unlabelled images of kind `joint` come from: as in a denoising run, or the labelled ones.
+
+    Args:
+        source: `labelled`: the images of `data`, as these are cut and augmented; or a source of train/denoise.py.
+        size: none: images are cut as those of `data` are, at their own resolution; else as in train/denoise.py, to the
+            size of these cuts.
+    """
+
+    source: Literal[
+        "labelled", "digits", "waveforms", "blobs", "digit_scenes", "folder", "dataset", "npy"
+    ] = "labelled"  # pyright: ignore[reportIncompatibleVariableOverride]
+    label_column: str | None = None
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        own = ("digits", "waveforms", "blobs", "digit_scenes", "folder", "dataset", "npy")
+        unread = [entry.name for entry in fields(self) if entry.name != "source"]
+        check_read(self, "unlabelled", {name: (("source",), own) for name in unread})
+
+
+@dataclass(frozen=True, kw_only=True)
 class SegmentConfig(RunConfig):
     """Everything that a segmentation run is made of.
 
@@ -145,15 +188,80 @@ class SegmentConfig(RunConfig):
         objective: the loss.
         data: where images with masks come from.
         evaluation: how held-out images are predicted and measured.
+        noise_input: noise in the images that are segmented.
+        joint: of kind `joint`, how its two tasks share a step.
+        unlabelled: of kind `joint`, where its unlabelled images come from.
+        diffusion: of kind `joint`, the noise.
+        sampling: of kind `joint`, how its grids are sampled.
     """
 
     model: SegmentModelConfig = field(default_factory=SegmentModelConfig)
     objective: ObjectiveConfig = field(default_factory=ObjectiveConfig)
     data: MaskDataConfig = field(default_factory=MaskDataConfig)
     evaluation: EvaluationConfig = field(default_factory=EvaluationConfig)
+    noise_input: NoiseInputConfig = field(default_factory=NoiseInputConfig)
+    joint: JointConfig = field(default_factory=JointConfig)
+    unlabelled: UnlabelledConfig = field(default_factory=UnlabelledConfig)
+    diffusion: DiffusionConfig = field(default_factory=DiffusionConfig)
+    sampling: SamplingConfig = field(default_factory=SamplingConfig)
 
     def __post_init__(self) -> None:
         check_types(self)
+        self._check_kind()
+        self._check_timestep()
+
+    @property
+    def noisy(self) -> bool:
+        """Whether the images that are segmented have noise in them."""
+        return self.noise_input.kind in NOISY
+
+    def _check_kind(self) -> None:
+        """A setting that the kind of run does not read is a mistake."""
+        kind = self.model.kind
+        for name, kinds in READ_BY_KINDS.items():
+            changed = _changed(getattr(self, name))
+            if changed and kind not in kinds:
+                raise ValueError(f"{name}.{changed[0]} is of kind {' or '.join(kinds)}; model.kind is {kind}")
+        if kind not in TWO_TASKS:
+            return
+        unread = {"diffusion.label_dropout": _changed(self.diffusion), "sampling.guidance": _changed(self.sampling)}
+        for name, changed in unread.items():
+            if name.partition(".")[2] in changed:
+                raise ValueError(f"{name} is of classes, which condition no network of kind {kind}: leave it out")
+        if self.diffusion.levels == 1:
+            raise ValueError(f"diffusion.schedule is {self.diffusion.schedule}, from which kind {kind} cannot sample")
+        self.sampling.check_steps(self.diffusion)
+        if _changed(self.noise_input)[1:]:
+            raise ValueError(f"noise_input.{_changed(self.noise_input)[1]}: kind {kind} has the noise of diffusion")
+
+    def _check_timestep(self) -> None:
+        """What the network is told, and whether it listens."""
+        model, kind = self.model, self.noise_input.kind
+        timed = model.init_from is not None or self.noisy or model.kind in TWO_TASKS
+        if model.timestep is not None and not timed:
+            raise ValueError("model.timestep is what a denoiser's body is told: expected model.init_from beside it")
+        if model.time_embedding != "none" and not timed:
+            raise ValueError(f"model.time_embedding is {model.time_embedding}; nothing tells this network a timestep")
+        if model.time_embedding == "none" and timed and model.init_from is None:
+            raise ValueError("model.time_embedding is none; a network that is told how noisy images are needs "
+                             "sinusoidal or fourier")  # fmt: skip
+        if self.noisy and not model.told:
+            raise ValueError(f"noise_input.kind is {kind}; expected model.timestep beside it, that of predictions")
+        if isinstance(model.timestep, list) and not (self.noisy and model.timestep):
+            raise ValueError(f"model.timestep is {model.timestep}; expected one number, or noise_input beside several")
+        count = self.diffusion.levels if model.kind in TWO_TASKS else self.noise_input.num_train_timesteps
+        for timestep in model.told:
+            if timestep < 0 or (timestep >= count and model.init_from is None):
+                raise ValueError(f"model.timestep is {model.timestep}; expected from 0 to {count - 1}")
+
+
+def _changed(settings: Any) -> list[str]:
+    """The settings of a group that differ from their defaults."""
+    plain = {
+        entry.name: entry.default if entry.default_factory is MISSING else entry.default_factory()
+        for entry in fields(settings)
+    }
+    return [name for name, value in plain.items() if getattr(settings, name) != value]
 
 
 def parse_segment(arguments: Sequence[str], program: str = "train/segment.py") -> SegmentConfig:
