@@ -38,11 +38,13 @@ class DiffusionConfig:
 
     Args:
         target: what the network predicts: `epsilon`, `x0` or `v`.
-        schedule: `linear` (Ho et al. 2020), `cosine` (Nichol & Dhariwal 2021), `zero_terminal_snr` (Lin et al. 2024).
+        schedule: `linear` (Ho et al. 2020), `cosine` (Nichol & Dhariwal 2021), `zero_terminal_snr` (Lin et al. 2024);
+            `one_level` for denoising pretraining (DeP, Brempong et al. 2022), which draws no samples.
         weighting: of the loss over noise levels: `uniform`, `min_snr` (Hang et al. 2023), `truncated_snr`.
         variance: `fixed`, or `learned` (Nichol & Dhariwal 2021).
         min_snr_gamma: where `min_snr` clips the signal-to-noise ratio.
         num_train_timesteps: number of noise levels.
+        noise_level: of `one_level`: its noise over the data in [-1, 1], s in (x + s epsilon) / sqrt(1 + s^2).
         label_dropout: share of labels replaced by the null class in training, for classifier-free guidance.
     """
 
@@ -52,6 +54,7 @@ class DiffusionConfig:
     variance: VarianceName = "fixed"
     min_snr_gamma: float = 5.0
     num_train_timesteps: int = 1000
+    noise_level: float = 0.22
     label_dropout: float = 0.1
 
     def __post_init__(self) -> None:
@@ -61,6 +64,21 @@ class DiffusionConfig:
             raise ValueError(f"diffusion.label_dropout is {self.label_dropout}; expected 0 <= label_dropout < 1")
         check_at_least(self, 2, "num_train_timesteps")
         check_at_least(self, 0, "min_snr_gamma")
+        if self.noise_level <= 0:
+            raise ValueError(f"diffusion.noise_level is {self.noise_level}; expected more than 0")
+        check_read(self, "diffusion", READ_BY_SCHEDULES)
+
+    @property
+    def levels(self) -> int:
+        """How many noise levels there are."""
+        return {"one_level": 1}.get(self.schedule, self.num_train_timesteps)
+
+
+READ_BY_SCHEDULES: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
+    "noise_level": (("schedule",), ("one_level",)),
+    "num_train_timesteps": (("schedule",), ("linear", "cosine", "zero_terminal_snr")),
+}
+"""The schedules that read a setting; see `check_read`."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -135,6 +153,14 @@ class SamplingConfig:
         check_types(self)
         check_at_least(self, 1, "steps")
 
+    def check_steps(self, diffusion: DiffusionConfig) -> None:
+        """Raise `ValueError` where there are more steps than noise levels."""
+        if self.steps > diffusion.num_train_timesteps:
+            raise ValueError(
+                f"sampling.steps is {self.steps}; expected at most diffusion.num_train_timesteps, "
+                f"{diffusion.num_train_timesteps}"
+            )
+
 
 @dataclass(frozen=True, kw_only=True)
 class DenoiseConfig(RunConfig):
@@ -153,11 +179,9 @@ class DenoiseConfig(RunConfig):
 
     def __post_init__(self) -> None:
         check_types(self)
-        if self.sampling.steps > self.diffusion.num_train_timesteps:
-            raise ValueError(
-                f"sampling.steps is {self.sampling.steps}; expected at most diffusion.num_train_timesteps, "
-                f"{self.diffusion.num_train_timesteps}"
-            )
+        self.sampling.check_steps(self.diffusion)
+        if self.diffusion.levels == 1:
+            return  # nothing that the network would have to be told
         if self.model.time_embedding == "none":
             raise ValueError("model.time_embedding is none; a denoiser needs sinusoidal or fourier")
         if self.model.placement.time == "none":

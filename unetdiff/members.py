@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from unetdiff.drawing import by_votes
 from unetdiff.runs import Run
 from unetdiff.segmentation.flips import with_flips
-from unetdiff.segmentation.predict import Scores, probabilities_of
+from unetdiff.segmentation.noise_input import TimedScores, make_noise_input, probabilities_at, timesteps_of
 from unetdiff.segmentation.tiles import Predict
 
 
@@ -30,15 +30,19 @@ def members_of(run: Run, flips: tuple[int, ...], passes: int, seed: int) -> list
     return [with_flips(answer, flips) if flips else answer for answer in answers]
 
 
-def scores_of(run: Run) -> Scores:
-    """The class scores of a run's network as a function of images alone."""
-    timestep = run.beside.settings.get("timestep")
-    return lambda images: run.unet(images, timestep, return_dict=False)[0]
+def scores_of(run: Run) -> TimedScores:
+    """The class scores of a run's network as a function of images and the timestep that it is told."""
+    head = run.beside.settings.get("head")
+    if head is None:
+        return lambda images, timestep: run.unet(images, timestep, return_dict=False)[0]
+    return lambda images, timestep: run.unet(images, timestep).heads[head]
 
 
 def _by_scores(run: Run, passes: int, seed: int) -> list[Predict]:
-    """Softmax of the scores; more than one pass has dropout on."""
-    predict = probabilities_of(scores_of(run), run.unet.device)
+    """Softmax of the scores, a mean over timesteps where there are several; more than one pass has dropout on."""
+    held = run.beside.settings
+    noise, timesteps = make_noise_input(held.get("noise_input")), timesteps_of(held.get("timestep"))
+    predict = probabilities_at(scores_of(run), timesteps, run.unet.device, noise)
     if passes == 1:
         return [predict]
     return [_with_dropout(predict, run.unet, seed + number) for number in range(passes)]
@@ -52,6 +56,7 @@ def _by_ensemble(run: Run, passes: int, seed: int) -> list[Predict]:
 
 MEMBERS: dict[str, Callable[[Run, int, int], list[Predict]]] = {
     "logits": _by_scores,
+    "joint": _by_scores,
     "features": _by_ensemble,
     "diffusion": by_votes,
 }

@@ -24,7 +24,7 @@ from unetdiff.typed import check_at_least, check_types
 Precision = Literal["auto", "float32", "bf16", "fp16"]
 GROUPS = (
     *("model", "diffusion", "objective", "data", "train", "ema", "sampling", "evaluation"),
-    *("features", "probe", "mask_diffusion"),
+    *("features", "probe", "mask_diffusion", "noise_input", "joint", "unlabelled"),
 )
 
 

@@ -138,11 +138,14 @@ def write_network(folder: Path, unet: UNet, beside: Companions, step: int | None
 
 
 def _write_scheduler(folder: Path, scheduler: Schedule) -> dict[str, Any]:
-    """Write a noise schedule; what the index says of it."""
+    """Write a noise schedule; what the index says of it: nothing where there is nothing to sample from."""
+    from unetdiff.diffusion.schedule import draws_samples
+
     write_folder(folder / "scheduler", lambda inner: scheduler.save_pretrained(inner))
     kind = _kind(type(scheduler).__name__)
     assert kind is not None, f"{type(scheduler).__name__} is no kind of noise schedule that load_run reads"
-    return {"scheduler": ["diffusers", kind.keeper]} if kind.in_pipelines else {}
+    sampled = kind.in_pipelines and draws_samples(scheduler)
+    return {"scheduler": ["diffusers", kind.keeper]} if sampled else {}
 
 
 def load_run(path: str | Path, *, checkpoint: str | None = None, weights: str = "ema", device: str = "cpu") -> Run:

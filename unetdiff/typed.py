@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Mapping
-from dataclasses import fields
+from dataclasses import MISSING, fields
 from functools import cache
 from types import UnionType
 from typing import Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
@@ -68,6 +68,15 @@ def check_at_least(value: Any, least: float, *names: str) -> None:
         held = getattr(value, name)
         if held is not None and held < least:
             raise ValueError(f"{name} is {held}; expected at least {least}")
+
+
+def changed_fields(value: Any) -> list[str]:
+    """The fields of a dataclass that differ from their defaults."""
+    plain_values = {
+        entry.name: entry.default if entry.default_factory is MISSING else entry.default_factory()
+        for entry in fields(value)
+    }
+    return [name for name, default in plain_values.items() if getattr(value, name) != default]
 
 
 def from_json(kind: type[T], value: Mapping[str, Any]) -> T:

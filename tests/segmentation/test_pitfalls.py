@@ -106,9 +106,10 @@ from unetdiff.data.loader import training_loader
 from unetdiff.data.mask_options import MaskDataConfig, WarpConfig
 from unetdiff.data.pair_splits import depth_range
 from unetdiff.data.pairs import PairSource, open_pairs
+from unetdiff.objective_options import ObjectiveConfig
 from unetdiff.run_config import EmaConfig, TrainConfig
 from unetdiff.runs import checkpoints, load_run
-from unetdiff.segment_config import ObjectiveConfig, SegmentConfig, SegmentModelConfig
+from unetdiff.segment_config import SegmentConfig, SegmentModelConfig
 from unetdiff.segmentation.metrics import SegmentationMetrics
 from unetdiff.segmentation.objective import border_weights
 from unetdiff.segmentation.options import IGNORE

@@ -24,9 +24,10 @@ from tests.training.test_segment import settings, words
 from unetdiff.data.mask_options import MaskDataConfig, WarpConfig
 from unetdiff.data.scenes import scenes
 from unetdiff.mask_diffusion_options import MaskDiffusionConfig
+from unetdiff.objective_options import ObjectiveConfig
 from unetdiff.run_config import EmaConfig
 from unetdiff.runs import load_run
-from unetdiff.segment_config import ObjectiveConfig, SegmentConfig, SegmentModelConfig
+from unetdiff.segment_config import SegmentConfig, SegmentModelConfig
 from unetdiff.segmenting import segment
 from unetdiff.training.kinds.diffusion import DiffusionTask
 from unetdiff.training.loop import Trainer

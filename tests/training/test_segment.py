@@ -19,9 +19,10 @@ from tests.networks import RESNET
 from tests.runs import TRAIN, command, fit, left_behind, one_sentence, relative_difference
 from unetdiff.data.mask_options import MaskDataConfig
 from unetdiff.data.scenes import scenes
+from unetdiff.objective_options import ObjectiveConfig
 from unetdiff.run_config import EmaConfig, TrainConfig
 from unetdiff.runs import load_run
-from unetdiff.segment_config import ObjectiveConfig, SegmentConfig, SegmentModelConfig
+from unetdiff.segment_config import SegmentConfig, SegmentModelConfig
 from unetdiff.segmentation.predict import Inference
 from unetdiff.segmenting import segment
 from unetdiff.training.evaluation import FIGURES, FOLDER, read_evaluation

@@ -7,7 +7,7 @@ from typing import Literal
 TargetName = Literal["epsilon", "x0", "v"]
 WeightingName = Literal["uniform", "min_snr", "truncated_snr"]
 VarianceName = Literal["fixed", "learned"]
-ScheduleName = Literal["linear", "cosine", "zero_terminal_snr"]
+ScheduleName = Literal["linear", "cosine", "zero_terminal_snr", "one_level"]
 SamplerName = Literal["ddpm", "ddim", "dpmpp", "dpmpp_sde", "unipc", "euler", "euler_ancestral", "heun"]
 
 # Each row: the choices that do not go together, and why.
@@ -23,6 +23,18 @@ _MEANINGLESS: tuple[tuple[dict[str, str], str], ...] = (
     (
         {"target": "epsilon", "weighting": "truncated_snr", "schedule": "cosine"},
         "the weight of the noise error, 1/SNR, reaches 4e8 at the last timestep; use target x0 or v",
+    ),
+    (
+        {"weighting": "min_snr", "schedule": "one_level"},
+        "one noise level has one weight; use uniform",
+    ),
+    (
+        {"weighting": "truncated_snr", "schedule": "one_level"},
+        "one noise level has one weight; use uniform",
+    ),
+    (
+        {"variance": "learned", "schedule": "one_level"},
+        "a variance is that of a sampling step, and one noise level cannot be sampled from; use fixed",
     ),
 )
 

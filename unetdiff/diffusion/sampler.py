@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from unetdiff.diffusion.guidance import Denoiser, classifier_free, clip_x0
 from unetdiff.diffusion.options import SamplerName
 from unetdiff.diffusion.process import Betas, Preconditioned, process_of
-from unetdiff.diffusion.schedule import Schedule, split_variance
+from unetdiff.diffusion.schedule import Schedule, draws_samples, split_variance
 
 # (step from 0, number of steps, x_t at the scale of `Process.picture`, predicted x0), both (N, C, *space)
 OnStep = Callable[[int, int, Tensor, Tensor], None]
@@ -218,10 +218,10 @@ def sample_images(
 
     Raises:
         ValueError: labels that the network does not know, or needs and did not get; guidance without a null class
-            or labels; an unknown sampler, a number of steps, images or a size that cannot be.
+            or labels; an unknown sampler, a number of steps, images or a size that cannot be; a single noise level.
     """
     network = _Network.of(unet)
-    _check_counts(num=num, batch_size=batch_size, steps=steps, most_steps=scheduler.config["num_train_timesteps"])
+    _check_counts(scheduler, num=num, batch_size=batch_size, steps=steps)
     classes = network.labels(labels, guidance)
     shape = (network.channels, *network.space(size))
     solver = make_sampler(sampler, scheduler)
@@ -299,7 +299,13 @@ class _Network:
         return [self.num_classes] if self.num_classes else None
 
 
-def _check_counts(*, num: int, batch_size: int, steps: int, most_steps: int) -> None:
+def _check_counts(scheduler: Schedule, *, num: int, batch_size: int, steps: int) -> None:
+    if not draws_samples(scheduler):
+        raise ValueError(
+            "this network was trained at one noise level, where it denoises but draws no samples: train/segment.py "
+            "starts from it"
+        )
+    most_steps = scheduler.config["num_train_timesteps"]
     for name, value in {"num": num, "batch_size": batch_size}.items():
         if value < 1:
             raise ValueError(f"{name} is {value}; it must be at least 1.")

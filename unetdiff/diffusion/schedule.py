@@ -65,7 +65,11 @@ _VARIANCE_TYPES: dict[VarianceName, Literal["fixed_small", "learned_range"]] = {
 }
 
 
-def _schedule_arguments(name: ScheduleName, num_train_timesteps: int) -> dict[str, Any]:
+DEP_NOISE = 0.22
+"""Standard deviation of the noise that denoising pretraining adds, over the data in [-1, 1] (Brempong et al. 2022)."""
+
+
+def _schedule_arguments(name: ScheduleName, num_train_timesteps: int, noise_level: float) -> dict[str, Any]:
     # The betas of DDPM are meant for 1000 timesteps; scaled, any number of them ends in the same noise
     # (Nichol & Dhariwal 2021, released code).
     scale = 1000 / num_train_timesteps
@@ -74,6 +78,7 @@ def _schedule_arguments(name: ScheduleName, num_train_timesteps: int) -> dict[st
         "linear": {"beta_schedule": "linear", **linear},
         "cosine": {"beta_schedule": "squaredcos_cap_v2"},
         "zero_terminal_snr": {"beta_schedule": "linear", "rescale_betas_zero_snr": True, **linear},
+        "one_level": {"num_train_timesteps": 1, "trained_betas": [noise_level**2 / (1 + noise_level**2)]},
     }
     return table[name]
 
@@ -84,6 +89,7 @@ def make_schedule(
     num_train_timesteps: int = 1000,
     target: TargetName = "epsilon",
     variance: VarianceName = "fixed",
+    noise_level: float = DEP_NOISE,
 ) -> DDPMScheduler:
     """The scheduler to train with and to store beside the network, so that diffusers samples from it rightly.
 
@@ -92,20 +98,27 @@ def make_schedule(
     also give the reason for the "trailing" spacing of all three: sampling starts from pure noise, so its first
     timestep has to be the last one of training, with however few steps.
 
+    `one_level` is no schedule to sample from but the noise of denoising pretraining (DeP, Brempong et al. 2022,
+    https://arxiv.org/abs/2205.11423): one timestep, at which x_t = (x0 + s epsilon) / sqrt(1 + s^2) with s =
+    `noise_level`, so alpha_bar = 1 / (1 + s^2).
+
     Raises:
         ValueError: fewer than two timesteps.
     """
     if num_train_timesteps < 2:
         raise ValueError(f"num_train_timesteps is {num_train_timesteps}; a schedule needs at least 2.")
+    shared = {"num_train_timesteps": num_train_timesteps, "timestep_spacing": "trailing", "clip_sample": True}
     return DDPMScheduler(
-        num_train_timesteps=num_train_timesteps,
         prediction_type=TARGETS[target].prediction_type,
         variance_type=_VARIANCE_TYPES[variance],
-        timestep_spacing="trailing",
-        clip_sample=True,
         clip_sample_range=1.0,
-        **_schedule_arguments(name, num_train_timesteps),
+        **{**shared, **_schedule_arguments(name, num_train_timesteps, noise_level)},
     )
+
+
+def draws_samples(scheduler: Any) -> bool:
+    """Whether a schedule goes from data to noise; one with a single noise level only says how to denoise there."""
+    return scheduler.config["num_train_timesteps"] > 1
 
 
 def make_edm_schedule() -> EDMEulerScheduler:

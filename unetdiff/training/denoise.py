@@ -19,9 +19,10 @@ from unetdiff.data.formats import DataFormat
 from unetdiff.data.loader import Batch, fixed_batches, training_loader
 from unetdiff.data.order import keys
 from unetdiff.data.sources import Source
+from unetdiff.diffusion.guidance import Denoiser
 from unetdiff.diffusion.objective import DiffusionObjective, drop_labels
 from unetdiff.diffusion.sampler import sample_images
-from unetdiff.diffusion.schedule import make_schedule
+from unetdiff.diffusion.schedule import draws_samples, make_schedule, predicted_x0
 from unetdiff.figures import grid
 from unetdiff.models.unet import UNet
 from unetdiff.runs import Companions
@@ -32,12 +33,16 @@ from unetdiff.training.start import Workload, make_trainer
 
 BINS = 10  # noise levels of the validation loss
 GOLDEN_RATIO = 0.6180339887498949  # its multiples modulo 1 fill the unit interval evenly at any count
+DENOISED, DENOISED_ROWS = ("noisy", "denoised", "clean"), 8  # columns and most rows of a picture of one noise level
 FIXED_SEED = 0  # of the validation noise, the same for every run so that runs compare
 
 
 def network_spec(config: DenoiseConfig, format: DataFormat) -> UNetSpec:
     """The network of a run: what the settings choose, and what the data decide."""
     classes = format.num_classes if config.model.class_conditional else 0
+    if classes and config.model.time_embedding == "none" and config.model.time_channels is None:
+        held = f"the data have {classes} classes and model.time_embedding is none"
+        raise ValueError(f"{held}: expected model.class_conditional false, or model.time_channels, the classes' width")
     chosen = {entry.name: getattr(config.model, entry.name) for entry in fields(Architecture)}
     return UNetSpec(
         **chosen,
@@ -58,6 +63,7 @@ def make_objective(config: DenoiseConfig, format: DataFormat) -> DiffusionObject
         num_train_timesteps=diffusion.num_train_timesteps,
         target=diffusion.target,
         variance=diffusion.variance,
+        noise_level=diffusion.noise_level,
     )
     levels = 65536 if format.dtype == "uint16" else 256
     return DiffusionObjective(
@@ -69,13 +75,15 @@ def make_objective(config: DenoiseConfig, format: DataFormat) -> DiffusionObject
 class DenoiseTask:
     """Predicting the noise in samples: loss, validation by noise level, a grid of samples.
 
-    validation: held-out data, or None. label_dropout: share of labels replaced by the null class.
+    validation: held-out data, or None. shown: what is denoised in pictures of one noise level. label_dropout: share of
+    labels replaced by the null class.
     """
 
     objective: DiffusionObjective
     format: DataFormat
     spec: UNetSpec
     validation: Source | None
+    shown: Source
     sampling: SamplingConfig
     label_dropout: float
     seed: int
@@ -109,11 +117,19 @@ class DenoiseTask:
         """The mean loss of a prepared batch; of a deeply supervised network, every output predicts the same target."""
         x0, noise, timesteps = (batch[name] for name in ("sample", "noise", "timesteps"))
         x_t = self.objective.noisy(x0, noise, timesteps)
-        output = network(x_t, timesteps, self._labels(batch))
+        output = network(x_t, self._told(timesteps), self._labels(batch))
         return output.supervise(lambda one: self.objective.score(one, x0, x_t, noise, timesteps).loss.mean())
 
     def _labels(self, batch: Batch) -> Tensor | None:
         return batch.get("label") if self.spec.num_classes else None
+
+    def _told(self, timesteps: Tensor) -> Tensor | None:
+        """What the network is told of the noise; nothing, where it was built without a time embedding."""
+        return None if self.spec.time_embedding == "none" else timesteps
+
+    def _denoiser(self, network: nn.Module) -> Denoiser:
+        """The network as the objective calls it."""
+        return lambda x_t, timesteps, labels: network(x_t, self._told(timesteps), labels, return_dict=False)[0]
 
     def validate(self, network: UNet, accelerator: Accelerator) -> dict[str, Any] | None:
         """The unweighted error on fixed samples, noise and timesteps, in all and by noise level."""
@@ -131,7 +147,7 @@ class DenoiseTask:
             labels = self._labels(batch)
             x0, noise, where = (entry.to(accelerator.device) for entry in (x0, noise, timesteps))
             labels = None if labels is None else labels.to(accelerator.device)
-            losses = self.objective.loss_per_sample(_denoiser(network), x0, noise, where, labels)
+            losses = self.objective.loss_per_sample(self._denoiser(network), x0, noise, where, labels)
             errors = losses.unweighted.double().cpu()
             bins = timesteps * BINS // steps
             sums[0].index_add_(0, bins, errors)
@@ -141,7 +157,12 @@ class DenoiseTask:
         return _by_noise_level(total.cpu(), steps)
 
     def picture(self, network: UNet) -> Image.Image | None:
-        """A grid of samples from fixed seeds, a row per class (up to ten) where there are classes."""
+        """A grid of samples from fixed seeds, a row per class (up to ten) where there are classes.
+
+        Of a network of one noise level: samples of the data, noisy, denoised, and as they are.
+        """
+        if not draws_samples(self.scheduler):
+            return self._denoised(network)
         classes = min(self.spec.num_classes or 0, 10)
         columns = max(1, self.sample_count // classes) if classes else None
         count = classes * columns if columns else self.sample_count
@@ -158,10 +179,20 @@ class DenoiseTask:
         )
         return grid(self.format.decode(samples), self.format, columns=columns, labels=labels)
 
-
-def _denoiser(network: nn.Module) -> Any:
-    """The network as the objective calls it."""
-    return lambda x_t, timestep, labels: network(x_t, timestep, labels, return_dict=False)[0]
+    def _denoised(self, network: UNet) -> Image.Image:
+        """A row per sample: with noise, without what the network takes for noise, and clean; see `DENOISED`."""
+        places = np.arange(min(self.sample_count, DENOISED_ROWS, len(self.shown)))
+        batch = next(fixed_batches(self.shown, places.tolist(), len(places)))
+        x0, labels = batch["sample"], self._labels(batch)
+        noise = self.objective.draw(keys(FIXED_SEED, "validation", places).tolist(), x0.shape[1:]).noise
+        timesteps = torch.zeros(len(places), dtype=torch.int64)
+        x_t = self.objective.noisy(x0, noise, timesteps)
+        labels = None if labels is None else labels.to(network.device)
+        answer = self._denoiser(network)(x_t.to(network.device), timesteps.to(network.device), labels)
+        found = predicted_x0(self.scheduler, self.objective.target, x_t, timesteps, answer.float().cpu())
+        planes = torch.stack([x_t, found, x0], dim=1).flatten(0, 1).clamp(-1, 1)
+        names = [*DENOISED] * len(places)
+        return grid(self.format.decode(planes), self.format, columns=len(DENOISED), labels=names)
 
 
 def _by_noise_level(total: Tensor, steps: int) -> dict[str, Any]:
@@ -184,6 +215,7 @@ def denoise_workload(config: DenoiseConfig, batch_size: int) -> Workload:
         format=training.format,
         spec=spec,
         validation=validation,
+        shown=validation if len(validation) else training,
         sampling=config.sampling,
         label_dropout=config.diffusion.label_dropout,
         seed=config.seed,

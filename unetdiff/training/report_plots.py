@@ -210,8 +210,8 @@ def _by_weights(validation: Sequence[Record]) -> dict[str, list[Record]]:
 
 
 def _binned(validation: Sequence[Record]) -> list[Record]:
-    """The validation lines of the weights that the last one is of, with the bins that the last one has."""
-    records = [record for record in validation if record.get("bins")]
+    """The validation lines of the weights that the last one is of, with the bins that the last one has, if several."""
+    records = [record for record in validation if len(record.get("bins") or ()) > 1]
     if not records:
         return []
     last = records[-1]

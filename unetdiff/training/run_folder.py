@@ -30,6 +30,8 @@ FREE = (
     "model.gradient_checkpointing",
     "data.path",
     "data.workers",
+    "unlabelled.path",
+    "unlabelled.workers",
     "train.accumulation",
     "train.checkpoint_every",
     "train.keep_checkpoints",

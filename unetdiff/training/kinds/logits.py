@@ -4,19 +4,21 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import asdict, dataclass, fields
 from functools import partial
 
+import torch
 from torch import Tensor, nn
 
 from unetdiff.data.formats import DataFormat
 from unetdiff.data.loader import Batch, training_loader
+from unetdiff.data.order import keys
 from unetdiff.data.pairs import PairData, open_pairs
 from unetdiff.models.start_from import body_spec, take_over
 from unetdiff.models.unet import UNet
-from unetdiff.runs import checkpoints, load_run
+from unetdiff.runs import Run, checkpoints, load_run
 from unetdiff.segment_config import SegmentConfig
-from unetdiff.segmentation.predict import probabilities_of
+from unetdiff.segmentation.noise_input import NoiseInput, make_noise_input, probabilities_at, timesteps_of
 from unetdiff.segmentation.tiles import Predict
 from unetdiff.spec import Architecture, UNetSpec
 from unetdiff.training.kinds.task import MaskTask, companions, make_objective, shared_parts, weighted
@@ -31,20 +33,35 @@ OWN = ("dropout", "deep_supervision")
 class LogitsTask(MaskTask):
     """Predicting the classes of positions.
 
-    timestep: what the network is always told, None for one without.
+    timesteps: those of predictions, None for a network that is told none; without noise it is told the only one in
+    training too. noise: what is mixed into images, or None. seed: of the run.
     """
 
-    timestep: int | None
+    timesteps: Sequence[int | None]
+    noise: NoiseInput | None
+    seed: int
+
+    def prepare(self, batch: Batch) -> Batch:
+        """The batch; where images are noisy with `noise` and `timesteps`, which follow from the samples' positions."""
+        if self.noise is None:
+            return batch
+        drawn = keys(self.seed, "noise", batch["position"].numpy()).tolist()
+        draws = self.noise.draw(drawn, batch["sample"].shape[1:])
+        return {**batch, "noise": draws.noise, "timesteps": draws.timesteps}
 
     def loss(self, network: nn.Module, batch: Batch) -> Tensor:
         """The mean loss of a prepared batch; of a deeply supervised network, every output predicts the same masks."""
         labels, weight = batch["mask"], batch.get("weight")
-        output = network(batch["sample"], self.timestep)
+        if self.noise is None:
+            output = network(batch["sample"], self.timesteps[0])
+        else:
+            timesteps = batch["timesteps"]
+            output = network(self.noise.mixed(batch["sample"], batch["noise"], timesteps), timesteps)
         return output.supervise(lambda logits: self.objective.loss_per_sample(logits, labels, weight).mean())
 
     def predictor(self, network: UNet) -> Predict:
-        """The softmax of the scores."""
-        return probabilities_of(lambda images: network(images, self.timestep).sample, network.device)
+        """The softmax of the scores, a mean over the timesteps of predictions."""
+        return probabilities_at(lambda images, t: network(images, t).sample, self.timesteps, network.device, self.noise)
 
 
 def check_body(config: SegmentConfig, format: DataFormat, body: UNetSpec, own: Sequence[str] = ()) -> None:
@@ -76,6 +93,9 @@ def network_spec(config: SegmentConfig, data: PairData, body: UNetSpec | None) -
     check_body(config, format, body, OWN)
     default = Architecture(time_embedding="none")
     own = {name: given for name in OWN if (given := getattr(config.model, name)) != getattr(default, name)}
+    if config.model.timestep is not None and body.time_embedding == "none":
+        held = f"model.timestep is {config.model.timestep}, but model.init_from is told no timestep"
+        raise ValueError(f"{held}: leave it out")
     return body_spec(body, out_channels=classes, timed=config.model.timestep is not None, **own)
 
 
@@ -86,7 +106,10 @@ def _beginning(config: SegmentConfig, data: PairData) -> tuple[UNetSpec, Callabl
         return network_spec(config, data, None), None
     if checkpoints(config.folder):
         return load_run(config.folder).unet.spec, None
-    denoiser: UNet = load_run(chosen).unet  # pyright: ignore[reportAssignmentType]
+    run = load_run(chosen)
+    if config.noisy:
+        _check_same_noise(config, run)
+    denoiser: UNet = run.unet  # pyright: ignore[reportAssignmentType]
     spec = network_spec(config, data, denoiser.spec)
 
     def initialise(unet: UNet) -> None:
@@ -96,14 +119,28 @@ def _beginning(config: SegmentConfig, data: PairData) -> tuple[UNetSpec, Callabl
     return spec, initialise
 
 
+def _check_same_noise(config: SegmentConfig, run: Run) -> None:
+    """Raise `ValueError` where the denoiser's timesteps stand for other noise than those of `noise_input`."""
+    noise = make_noise_input(asdict(config.noise_input))
+    assert noise is not None
+    ours, theirs = noise.objective.scheduler.alphas_cumprod, getattr(run.beside.scheduler, "alphas_cumprod", None)
+    if theirs is None or ours.shape != theirs.shape or not torch.allclose(ours, theirs, atol=1e-4):
+        held = f"noise_input.schedule is {config.noise_input.schedule} with {len(ours)} timesteps"
+        raise ValueError(f"{held}, but model.init_from was trained with another: expected the same")
+
+
 def logits_workload(config: SegmentConfig, batch_size: int) -> Workload:
     """The data, the network and the task of a run."""
     data = open_pairs(config.data)
     spec, initialise = _beginning(config, data)
+    noise = asdict(config.noise_input) if config.noisy else None
+    stored = {"timestep": config.model.timestep, **({"noise_input": noise} if noise else {})}
     task = LogitsTask(
         objective=make_objective(config, data),
-        beside=companions(config, data, timestep=config.model.timestep),
-        timestep=config.model.timestep,
+        beside=companions(config, data, **stored),
+        timesteps=timesteps_of(config.model.timestep),
+        noise=make_noise_input(noise),
+        seed=config.seed,
         **shared_parts(config, data),
     )
     loader = partial(training_loader, weighted(data.train, config.objective), config.data)

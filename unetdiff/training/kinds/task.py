@@ -18,8 +18,9 @@ from unetdiff.data.loader import Batch
 from unetdiff.data.pairs import PairData, PairSource
 from unetdiff.mask_figures import case_captions, case_planes, panels
 from unetdiff.models.unet import UNet
+from unetdiff.objective_options import ObjectiveConfig
 from unetdiff.runs import Companions
-from unetdiff.segment_config import ObjectiveConfig, SegmentConfig
+from unetdiff.segment_config import SegmentConfig
 from unetdiff.segmentation.metrics import MetricOptions
 from unetdiff.segmentation.objective import MaskObjective, border_weights, inverse_frequency
 from unetdiff.segmentation.predict import Inference, predict_image
