@@ -77,9 +77,6 @@ class StudyConfig:
     control: str = "scratch"
 
     def __post_init__(self) -> None:
-        for name, kind in (("pretraining", Pretraining), ("arms", Arm)):
-            made = {key: from_json(kind, value) for key, value in getattr(self, name).items()}
-            object.__setattr__(self, name, made)
         if self.control not in self.arms:
             raise ValueError(f"control is {self.control!r}; expected one of the arms: {', '.join(self.arms)}")
         if set(self.seeds) != set(self.labelled):
@@ -88,8 +85,11 @@ class StudyConfig:
     @classmethod
     def read(cls, path: str | Path) -> StudyConfig:
         """A study from its YAML file; `ValueError` names what is wrong with it."""
+        held = read_yaml(path)
         try:
-            return from_json(cls, read_yaml(path))
+            for name, kind in (("pretraining", Pretraining), ("arms", Arm)):
+                held[name] = {key: from_json(kind, value) for key, value in held.get(name, {}).items()}
+            return from_json(cls, held)
         except (TypeError, ValueError) as error:
             raise ValueError(f"{path}: {error}") from error
 
