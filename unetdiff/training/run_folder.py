@@ -28,6 +28,7 @@ FREE = (
     "run_dir",
     "model.gradient_checkpointing",
     "data.path",
+    "data.more_paths",
     "data.workers",
     "train.accumulation",
     "train.checkpoint_every",

@@ -86,7 +86,9 @@ def _beginning(config: SegmentConfig, data: PairData) -> tuple[UNetSpec, Callabl
         return network_spec(config, data, None), None
     if checkpoints(config.folder):
         return load_run(config.folder).unet.spec, None
-    denoiser: UNet = load_run(chosen).unet  # pyright: ignore[reportAssignmentType]
+    denoiser = load_run(chosen).unet
+    if not isinstance(denoiser, UNet):
+        raise ValueError(f"model.init_from {chosen} is a {type(denoiser).__name__}; expected a run of unetdiff's UNet")
     spec = network_spec(config, data, denoiser.spec)
 
     def initialise(unet: UNet) -> None:
