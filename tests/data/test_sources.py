@@ -187,6 +187,52 @@ def test_signals_and_volumes_are_cropped_not_scaled(tmp_path: Path):
         open_source(folder(tmp_path / "x.npy", source="npy", size=11))
 
 
+def test_images_are_cut_as_they_are_where_nothing_is_resized(tmp_path: Path):
+    images = np.random.default_rng(0).integers(0, 255, (2, 20, 30), np.uint8)
+    for number, image in enumerate(images):
+        Image.fromarray(image).save(tmp_path / f"{number}.png")
+    settings = folder(tmp_path, size=[8, 12], resize=False, random_flip=[0, 1])
+    source = open_source(settings)
+    np.testing.assert_array_equal(source.read([1])["sample"][0, ..., 0], images[1, 6:14, 9:21])
+    drawn = source.draw(np.zeros(64, np.int64), np.arange(64), 0, settings)["sample"][..., 0]
+    windows = np.lib.stride_tricks.sliding_window_view(images[0], (8, 12))
+    turned = [windows, windows[..., ::-1, :], windows[..., ::-1], windows[..., ::-1, ::-1]]
+    kinds = [next(kind for kind, each in enumerate(turned) if (each == one).all((2, 3)).any()) for one in drawn]
+    assert min(np.bincount(kinds, minlength=4)) > 5
+    assert len({one.tobytes() for one in drawn}) > 50
+    with pytest.raises(ValueError, match=r"data\.resize"):
+        open_source(replace(settings, size=25))
+
+
+def test_several_folders_without_what_is_excluded(tmp_path: Path, save_image: SaveImage):
+    for name in ("one/image/00.png", "one/image/22.png", "one/mask/00.png", "two/22.png", "two/10.png"):
+        save_image(tmp_path / name)
+    settings = folder(tmp_path / "one", more_paths=[str(tmp_path / "two")], exclude=["mask/*", "image/2[2-9].png"])
+    source = open_source(settings)
+    names = [Path(source.records.name(index)).relative_to(tmp_path).as_posix() for index in range(len(source))]
+    assert names == ["one/image/00.png", "two/10.png", "two/22.png"]
+    assert source.labels is None
+    with pytest.raises(ValueError, match="leaves none of the 2 files"):
+        open_source(replace(settings, exclude=["*.png"], path=str(tmp_path / "two"), more_paths=[]))
+    with pytest.raises(ValueError, match=r"data\.more_paths .*missing does not exist"):
+        open_source(replace(settings, more_paths=[str(tmp_path / "missing")]))
+    with pytest.raises(ValueError, match=r"data\.exclude is .* which nothing reads where data\.source is npy"):
+        folder(tmp_path, source="npy", exclude=["x"])
+
+
+def test_labels_of_several_folders_are_put_together(tmp_path: Path, save_image: SaveImage):
+    for name in ("one/ant/a.png", "one/bee/b.png", "two/bee/c.png", "two/cat/d.png", "flat/e.png"):
+        save_image(tmp_path / name)
+    source = open_source(folder(tmp_path / "one", more_paths=[str(tmp_path / "two")]))
+    assert source.format.class_names == ("ant", "bee", "cat")
+    assert source.read(range(4))["label"].tolist() == [0, 1, 1, 2]
+    for first, second in (("one", "flat"), ("flat", "one")):
+        settings = folder(tmp_path / first, more_paths=[str(tmp_path / second)])
+        with pytest.raises(ValueError, match="flat has no labels, other folders do"):
+            open_source(settings)
+        assert open_source(replace(settings, label_column=None)).labels is None
+
+
 def test_range_of_floats_is_that_of_the_training_split(tmp_path: Path):
     _, held = held_out(10, 0.2)
     array = np.random.default_rng(0).uniform(-1, 1, (10, 8)).astype(np.float32)

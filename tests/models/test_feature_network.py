@@ -75,7 +75,8 @@ def test_a_step_sees_the_image_under_noise_of_its_level() -> None:
     reader, given = FrozenFeatures(denoiser, ["encoder.stem"], [20, 300], SIGNALS), images(2)
     noise = shared_noise(given).expand_as(given)
     scheduler = DDPMScheduler()
-    noisy = [scheduler.add_noise(given, noise, torch.tensor([timestep])) for timestep in (20, 300)]
+    levels = [torch.IntTensor([timestep]) for timestep in (20, 300)]
+    noisy = [scheduler.add_noise(given, noise, level) for level in levels]  # pyright: ignore[reportArgumentType]
     padded = [F.pad(one, (0, 0, 0, 1), mode="reflect") for one in noisy]
     stem = denoiser.step_modules()["encoder.stem"]
     assert_close(reader(given)[0], torch.cat([stem(one, None, None) for one in padded], dim=1))

@@ -78,6 +78,7 @@ def probe(config: ProbeConfig) -> list[str]:
     if config.features.random:
         torch.manual_seed(config.seed)
         denoiser = UNet(**random_spec(denoiser.spec).to_json())
+    denoiser.to("cuda" if torch.cuda.is_available() else "cpu")  # pyright: ignore[reportArgumentType]
     blocks = chosen.blocks or blocks_of(denoiser.layout, "encoder", "middle", "decoder")
     signals = alpha_bars_of(run, chosen.timesteps)
     cells: list[Cell] = []
@@ -138,11 +139,12 @@ def _gathered(reader: FrozenFeatures, images: Iterator[Sampled]) -> tuple[list[T
     """Of all positions: the features of each step (N, C), the labels (N,) and the folds (N,)."""
     features: list[list[Tensor]] = [[] for _ in reader.steps]
     labels, folds = [], []
+    device = reader.denoiser.device
     for one in images:
-        space = one.image.shape[2:]
+        space, places = one.image.shape[2:], one.places[None].to(device)
         padded = reader.padded_size(space)
-        for part, maps in zip(features, reader(one.image), strict=True):
-            part.append(at_positions(maps, one.places[None], padded, space)[0])
+        for part, maps in zip(features, reader(one.image.to(device)), strict=True):
+            part.append(at_positions(maps, places, padded, space)[0].cpu())
         labels.append(one.labels)
         folds.append(one.folds)
     if len(torch.cat(folds).unique()) < 2:

@@ -29,6 +29,7 @@ FREE = (
     "run_dir",
     "model.gradient_checkpointing",
     "data.path",
+    "data.more_paths",
     "data.workers",
     "unlabelled.path",
     "unlabelled.workers",

@@ -107,9 +107,11 @@ def _beginning(config: SegmentConfig, data: PairData) -> tuple[UNetSpec, Callabl
     if checkpoints(config.folder):
         return load_run(config.folder).unet.spec, None
     run = load_run(chosen)
+    denoiser = run.unet
+    if not isinstance(denoiser, UNet):
+        raise ValueError(f"model.init_from {chosen} is a {type(denoiser).__name__}; expected a run of unetdiff's UNet")
     if config.noisy:
         _check_same_noise(config, run)
-    denoiser: UNet = run.unet  # pyright: ignore[reportAssignmentType]
     spec = network_spec(config, data, denoiser.spec)
 
     def initialise(unet: UNet) -> None:
