@@ -32,4 +32,4 @@ class NoiseInputConfig:
     def __post_init__(self) -> None:
         check_types(self)
         check_at_least(self, 2, "num_train_timesteps")
-        check_read(self, "noise_input", {name: (("kind",), NOISY) for name in ("schedule", "num_train_timesteps")})
+        check_read(self, "noise_input", dict.fromkeys(("schedule", "num_train_timesteps"), (("kind",), NOISY)))

@@ -168,16 +168,14 @@ class UnlabelledConfig(DataConfig):
             size of these cuts.
     """
 
-    source: Literal[
-        "labelled", "digits", "waveforms", "blobs", "digit_scenes", "folder", "dataset", "npy"
-    ] = "labelled"  # pyright: ignore[reportIncompatibleVariableOverride]
+    source: Literal["labelled", "digits", "waveforms", "blobs", "digit_scenes", "folder", "dataset", "npy"] = "labelled"  # pyright: ignore[reportIncompatibleVariableOverride]
     label_column: str | None = None
 
     def __post_init__(self) -> None:
         super().__post_init__()
         own = ("digits", "waveforms", "blobs", "digit_scenes", "folder", "dataset", "npy")
         unread = [entry.name for entry in fields(self) if entry.name != "source"]
-        check_read(self, "unlabelled", {name: (("source",), own) for name in unread})
+        check_read(self, "unlabelled", dict.fromkeys(unread, (("source",), own)))
 
 
 @dataclass(frozen=True, kw_only=True)

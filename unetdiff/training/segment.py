@@ -6,11 +6,15 @@ from collections.abc import Callable
 from functools import partial
 
 from unetdiff.segment_config import SegmentConfig
+from unetdiff.training.kinds.joint import joint_workload
 from unetdiff.training.kinds.logits import logits_workload
 from unetdiff.training.loop import Trainer
 from unetdiff.training.start import Workload, make_trainer
 
-KINDS: dict[str, Callable[[SegmentConfig, int], Workload]] = {"logits": logits_workload}
+KINDS: dict[str, Callable[[SegmentConfig, int], Workload]] = {
+    "logits": logits_workload,
+    "joint": joint_workload,
+}
 """By `model.kind`: (settings, samples per process and batch) -> the workload."""
 
 
