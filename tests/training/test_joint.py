@@ -213,7 +213,7 @@ def test_an_unlabelled_source_of_another_form_is_refused(tmp_path: Path) -> None
     for number in range(3):
         Image.fromarray(np.zeros((40, 40, 3), np.uint8)).save(tmp_path / f"{number}.png")
     config = replace(settings(tmp_path / "run"), unlabelled=UnlabelledConfig(source="folder", path=str(tmp_path)))
-    with pytest.raises(ValueError, match="has 3 channels .* expected 1 of uint8 in 2-D as in the labelled images"):
+    with pytest.raises(ValueError, match=r"has 3 channels .* expected 1 of uint8 in 2-D as in the labelled images"):
         made(config)
 
 
