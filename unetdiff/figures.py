@@ -176,6 +176,19 @@ def animation(
     return Path(path)
 
 
+def stacked(pictures: Sequence[Image.Image]) -> Image.Image | None:
+    """Pictures one below another, on the ground of a page; None of none."""
+    if not pictures:
+        return None
+    width, height = max(one.width for one in pictures), sum(one.height for one in pictures)
+    whole = Image.new("RGB", (width, height + LINE_HEIGHT * (len(pictures) - 1)), PAPER)
+    top = 0
+    for one in pictures:
+        whole.paste(one, (0, top))
+        top += one.height + LINE_HEIGHT
+    return whole
+
+
 def evenly_spaced(length: int, count: int) -> list[int]:
     """At most `count` different indices below `length`, evenly spaced, first and last included (last, if one)."""
     if count == 1:

@@ -91,7 +91,7 @@ class Run:
 
     @property
     def scheduler(self) -> Schedule:
-        """The noise schedule; `ValueError` for a segmentation network, which has none."""
+        """The noise schedule; `ValueError` for a network that only segments, which has none."""
         if self.beside.scheduler is None:
             raise ValueError(
                 f"{self.folder} is a segmentation network, which draws no samples: sample/masks.py uses it"
@@ -170,13 +170,14 @@ def load_run(path: str | Path, *, checkpoint: str | None = None, weights: str = 
 
 
 def _load_companions(folder: Path, unet: Any) -> Companions:
-    """What lies beside a network: a schedule, unless it makes masks."""
+    """What lies beside a network: a schedule, unless all that it makes are masks."""
     format, path = _load_format(folder, unet), folder / MASKS
     if not path.is_file():
         return Companions(format, load_scheduler(folder))
     held = read_json(path)
+    scheduler = load_scheduler(folder) if (folder / "scheduler").is_dir() else None
     try:
-        return Companions(format, masks=MaskEncoding.from_dict(held["encoding"]), settings=held.get("settings", {}))
+        return Companions(format, scheduler, MaskEncoding.from_dict(held["encoding"]), held.get("settings", {}))
     except (KeyError, TypeError, ValueError) as error:
         raise ValueError(f"{path} cannot be read: {error}") from error
 

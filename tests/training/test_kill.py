@@ -22,13 +22,13 @@ from unetdiff.runs import checkpoints, load_run
 from unetdiff.training.checkpoint import newest_step
 
 
-def launch(words: list[str], processes: int) -> subprocess.Popen:
+def launch(words: list[str], processes: int, script: str = "train/denoise.py") -> subprocess.Popen:
     """Start training."""
     launcher = [sys.executable]
     if processes > 1:
         launcher += ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(processes), "--"]
     return subprocess.Popen(
-        [*launcher, "train/denoise.py", *words],
+        [*launcher, script, *words],
         cwd=ROOT,
         stdout=subprocess.DEVNULL,
         stderr=subprocess.DEVNULL,

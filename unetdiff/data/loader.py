@@ -16,7 +16,6 @@ from torch.utils.data import DataLoader, Dataset
 
 from unetdiff.data.formats import DataFormat
 from unetdiff.data.order import StepBatchSampler
-from unetdiff.data.sources import Source
 
 if TYPE_CHECKING:
     from unetdiff.config import DataConfig
@@ -42,6 +41,21 @@ class Drawn(Protocol):
 
     def draw(self, indices: np.ndarray, positions: np.ndarray, seed: int, settings: Any) -> dict[str, np.ndarray]:
         """Samples as training sees them, a function of the arguments alone."""
+        ...
+
+
+class Readable(Protocol):
+    """What validation batches are read from: samples of one shape, as of `Source`."""
+
+    @property
+    def format(self) -> DataFormat:
+        """What samples look like."""
+        ...
+
+    def __len__(self) -> int: ...
+
+    def read(self, indices: np.ndarray, /) -> dict[str, np.ndarray]:
+        """Samples cut at the centre."""
         ...
 
 
@@ -163,7 +177,7 @@ def _raising(batches: Iterator[Batch | ValueError]) -> Generator[Batch]:
         del batches  # stops the workers now, although the error's traceback keeps this frame
 
 
-def fixed_batches(source: Source, indices: Sequence[int], batch_size: int) -> Iterator[Batch]:
+def fixed_batches(source: Readable, indices: Sequence[int], batch_size: int) -> Iterator[Batch]:
     """Samples in the given order, cut at the centre and not augmented, for validation.
 
     Args:

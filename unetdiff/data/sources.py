@@ -123,6 +123,25 @@ class Source:
         Raises:
             ValueError: it has other axes, channels or another dtype, or cannot be brought to the size.
         """
+        self.check_form(header, index)
+        space, form, name = header.shape[:-1], self.format, self.records.name(index)
+        if not self.scaled and tuple(space) != self.size:
+            raise ValueError(
+                f"{name} has size {list(space)}; expected {list(self.size)} as in {self.reference}, or data.size set."
+            )
+        small = any(have < want for have, want in zip(space, self.size, strict=True))
+        if small and (form.dims != 2 or not self.resized):
+            raise ValueError(
+                f"{name} has size {list(space)}; expected data.size {list(self.size)} to be no larger, since only "
+                "images are scaled (with data.resize)."
+            )
+
+    def check_form(self, header: Header, index: int) -> None:
+        """Compares a record with the format, but for its size.
+
+        Raises:
+            ValueError: it has other axes, channels or another dtype.
+        """
         *space, channels = header.shape
         form, name = self.format, self.records.name(index)
         if (len(space), channels, header.dtype) != (form.dims, form.channels, form.dtype):
@@ -130,20 +149,16 @@ class Source:
                 f"{name} has {channels} channels of {header.dtype} in {len(space)}-D; expected {form.channels} "
                 f"of {form.dtype} in {form.dims}-D as in {self.reference}."
             )
-        if not self.scaled and tuple(space) != self.size:
-            raise ValueError(
-                f"{name} has size {space}; expected {list(self.size)} as in {self.reference}, or data.size set."
-            )
-        if (form.dims != 2 or not self.resized) and any(
-            have < want for have, want in zip(space, self.size, strict=True)
-        ):
-            raise ValueError(
-                f"{name} has size {space}; expected data.size {list(self.size)} to be no larger, since only "
-                "images are scaled (with data.resize)."
-            )
 
 
-def open_source(settings: DataConfig, split: str = "train", format: DataFormat | None = None) -> Source:
+def open_source(
+    settings: DataConfig,
+    split: str = "train",
+    format: DataFormat | None = None,
+    *,
+    kind: type[Source] = Source,
+    reference: str | None = None,
+) -> Source:
     """Opens a data set.
 
     Data that fit in `MEMORY_LIMIT` are decoded here, so that whatever cannot be decoded is named at once.
@@ -152,6 +167,7 @@ def open_source(settings: DataConfig, split: str = "train", format: DataFormat |
         settings: `data.*`.
         split: "train", "validation" or "test"; see `open_split` for what these are.
         format: the format of the training data, where it is known; floats are then not scanned again.
+        kind: what to return. reference: what messages call the samples that `format` is of; None: the first one.
 
     Raises:
         ValueError: whatever is wrong with the settings or the data, with the file, column or value.
@@ -160,10 +176,10 @@ def open_source(settings: DataConfig, split: str = "train", format: DataFormat |
         raise ValueError(f"data.source is {settings.source!r}; expected one of {', '.join(KINDS)}.")
     splits = {name: cache(opened) for name, opened in KINDS[settings.source](settings).items()}
     records = open_split(splits, split, settings.validation_fraction)
-    reference = splits["train"]().name(0)
+    reference = reference or splits["train"]().name(0)
     form = format or training_format(splits, settings)
     labels = label_indices(records, form.class_names)
-    source = Source(records, form, labels, settings.size is not None, reference, settings.resize)
+    source = kind(records, form, labels, settings.size is not None, reference, settings.resize)
     if len(source):
         source.check_header(records.header(0), 0)
     return decoded(source)

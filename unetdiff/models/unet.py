@@ -39,11 +39,12 @@ class UNetOutput(BaseOutput):
     deep: list[dict[str, Tensor]] = None  # pyright: ignore
     weights: list[float] = None  # pyright: ignore
 
-    def supervise(self, loss: Callable[[Tensor], Tensor]) -> Tensor:
-        """The loss of `sample`; with `deep`, the weighted mean over it and the first output of each of those."""
+    def supervise(self, loss: Callable[[Tensor], Tensor], head: str | None = None) -> Tensor:
+        """The loss of a head, None for the first; with `deep`, the weighted mean over it and that of each of those."""
+        name = next(iter(self.heads)) if head is None else head
         if self.deep is None:
-            return loss(self.sample)
-        every = [self.sample, *(next(iter(heads.values())) for heads in self.deep)]
+            return loss(self.heads[name])
+        every = [heads[name] for heads in (self.heads, *self.deep)]
         return torch.stack([weight * loss(one) for weight, one in zip(self.weights, every, strict=True)]).sum()
 
 

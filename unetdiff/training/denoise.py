@@ -13,12 +13,11 @@ from diffusers import DDPMScheduler
 from PIL import Image
 from torch import Tensor, nn
 
-from unetdiff.config import DenoiseConfig, SamplingConfig
+from unetdiff.config import DenoiseConfig, DiffusionConfig, SamplingConfig
 from unetdiff.data.check import check_source
 from unetdiff.data.formats import DataFormat
-from unetdiff.data.loader import Batch, fixed_batches, training_loader
+from unetdiff.data.loader import Batch, Readable, fixed_batches, training_loader
 from unetdiff.data.order import keys
-from unetdiff.data.sources import Source
 from unetdiff.diffusion.guidance import Denoiser
 from unetdiff.diffusion.objective import DiffusionObjective, drop_labels
 from unetdiff.diffusion.sampler import sample_images
@@ -55,9 +54,8 @@ def network_spec(config: DenoiseConfig, format: DataFormat) -> UNetSpec:
     )
 
 
-def make_objective(config: DenoiseConfig, format: DataFormat) -> DiffusionObjective:
+def make_objective(diffusion: DiffusionConfig, format: DataFormat) -> DiffusionObjective:
     """The loss of a run, with its noise schedule."""
-    diffusion = config.diffusion
     scheduler = make_schedule(
         diffusion.schedule,
         num_train_timesteps=diffusion.num_train_timesteps,
@@ -82,8 +80,8 @@ class DenoiseTask:
     objective: DiffusionObjective
     format: DataFormat
     spec: UNetSpec
-    validation: Source | None
-    shown: Source
+    validation: Readable | None
+    shown: Readable
     sampling: SamplingConfig
     label_dropout: float
     seed: int
@@ -211,7 +209,7 @@ def denoise_workload(config: DenoiseConfig, batch_size: int) -> Workload:
     training, validation = check_source(config.data, config.train.batch_size)
     spec = network_spec(config, training.format)
     task = DenoiseTask(
-        objective=make_objective(config, training.format),
+        objective=make_objective(config.diffusion, training.format),
         format=training.format,
         spec=spec,
         validation=validation,

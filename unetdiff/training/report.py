@@ -136,7 +136,7 @@ def write_report(run: Path) -> Path:
         _noise_levels(records["validation"]),
         mask_sections(run, records["validation"]),
         _curves(records["train"]),
-        _samples(run, records["samples"], _is_segmentation(settings)),
+        _samples(run, records["samples"], _pictured(settings)),
         _notes(records["note"]),
         section("Settings", _tables(settings, _defaults(settings)), "Coloured: other than the default."),
         section("Machine and versions", _tables(runtime)),
@@ -201,6 +201,8 @@ def _headline(settings: Record, runtime: Record, records: dict[str, list[Record]
         figures.append((f"{series(train, 'loss')[1][-1]:.4g}", "training loss"))
     if len(series(validation, "mean_iou")[1]):
         figures.append((f"{series(validation, 'mean_iou')[1][-1]:.4f}", "mean IoU"))
+    if len(series(validation, "denoising_loss")[1]):
+        figures.append((f"{series(validation, 'denoising_loss')[1][-1]:.4g}", "denoising loss"))
     if len(series(train, "samples_per_second")[1]):
         figures.append((f"{np.median(series(train, 'samples_per_second')[1]):,.4g}", "samples / s"))
     if len(series(train, "elapsed")[1]):
@@ -243,14 +245,20 @@ def _curves(train: Sequence[Record]) -> str:
     return section("Course of training", columns("three", plots))
 
 
-def _samples(run: Path, records: Sequence[Record], segmentation: bool) -> str:
+def _pictured(settings: Record) -> str:
+    """What pictures of such a run show."""
+    kinds = {"joint": "Predictions and samples"}
+    kind = (settings.get("model") or {}).get("kind")
+    return kinds.get(kind, "Predictions") if _is_segmentation(settings) else "Samples"
+
+
+def _samples(run: Path, records: Sequence[Record], name: str) -> str:
     """The last grid that can be read, large, and earlier ones in a row."""
     found = [record for record in records if (run / str(record.get("file"))).is_file()]
     final = ""
     while found and not final:
         final = _grid(run, found.pop(), LARGE_PICTURE)
     strip = "".join(_grid(run, found[i], SMALL_PICTURE) for i in evenly_spaced(len(found), EARLIER_GRIDS))
-    name = "Predictions" if segmentation else "Samples"
     return section(name, final) + section(
         f"{name} through training", f'<div class="strip">{strip}</div>' if strip else ""
     )

@@ -8,6 +8,7 @@ from functools import partial
 from unetdiff.segment_config import SegmentConfig
 from unetdiff.training.kinds.diffusion import diffusion_workload
 from unetdiff.training.kinds.features import features_workload
+from unetdiff.training.kinds.joint import joint_workload
 from unetdiff.training.kinds.logits import logits_workload
 from unetdiff.training.loop import Trainer
 from unetdiff.training.start import Workload, make_trainer
@@ -16,6 +17,7 @@ KINDS: dict[str, Callable[[SegmentConfig, int], Workload]] = {
     "logits": logits_workload,
     "features": features_workload,
     "diffusion": diffusion_workload,
+    "joint": joint_workload,
 }
 """By `model.kind`: (settings, samples per process and batch) -> the workload."""
 
