@@ -22,6 +22,7 @@ ORDER = [
     ["run_config"],
     ["data.mask_options", "noise_options", "joint_options"],
     ["config", "segment_config"],
+    ["pipeline_config"],
     ["nn"],
     ["models"],
     ["diffusion", "segmentation"],

@@ -22,6 +22,7 @@ from unetdiff.segmentation.tiles import Predict
 from unetdiff.spec import Architecture, UNetSpec
 from unetdiff.training.kinds.task import MaskTask, companions, make_objective, shared_parts, weighted
 from unetdiff.training.start import Workload
+from unetdiff.typed import plain
 
 OWN = ("dropout", "deep_supervision")
 """Settings of the network that may differ from those of the denoiser it starts from."""
@@ -79,12 +80,13 @@ def network_spec(config: SegmentConfig, data: PairData, body: UNetSpec | None) -
     if config.model.timestep is not None and body.time_embedding == "none":
         raise ValueError(f"model.timestep is {config.model.timestep}, but model.init_from is told no timestep: "
                          "leave it out")  # fmt: skip
-    plain = Architecture(time_embedding="none")
+    usual = Architecture(time_embedding="none")
     for entry in fields(Architecture):
-        given, theirs = getattr(config.model, entry.name), getattr(body, entry.name)
-        if given not in (getattr(plain, entry.name), theirs) and entry.name not in OWN:
+        # A command line gives lists where defaults are tuples.
+        given, default, theirs = (plain(getattr(one, entry.name)) for one in (config.model, usual, body))
+        if given not in (default, theirs) and entry.name not in OWN:
             raise ValueError(f"model.{entry.name} is {given!r}, but model.init_from has {theirs!r}: leave it out")
-    own = {name: given for name in OWN if (given := getattr(config.model, name)) != getattr(plain, name)}
+    own = {name: given for name in OWN if (given := getattr(config.model, name)) != getattr(usual, name)}
     return body_spec(body, out_channels=classes, timed=config.model.timestep is not None, **own)
 
 
