@@ -202,11 +202,11 @@ HEADING = """\
 # One run that samples and segments, beside two
 
 `python benchmarks/joint.py --steps {steps} --config {config}`, torch {torch}, {threads} thread(s) of a CPU, one seed.
-The joint run has {steps} steps of {batch} samples, {share:.0%} of them unlabelled; the others have half as many steps of as
-many samples. **Error of v**: mean squared, on 200 test scenes, at the same noise for all. **Fréchet distance**: of 200
-samples ({sampling} steps of DPM-Solver++) from the 2,000 training scenes, between normal distributions of the means of
-every 4x4 pixels; that of the test scenes is what sampling cannot be below. **Mean IoU** and **ECE**: of 11 classes, on
-the test scenes.
+The joint run has {steps} steps of {batch} samples, {share:.0%} of them unlabelled; the others have half as many steps
+of as many samples. **Error of v**: mean squared, on 200 test scenes, at the same noise for all. **Fréchet distance**:
+of 200 samples ({sampling} steps of DPM-Solver++) from the 2,000 training scenes, between normal distributions of the
+means of every 4x4 pixels; that of the test scenes is what sampling cannot be below. **Mean IoU** and **ECE**: of 11
+classes, on the test scenes.
 """
 
 

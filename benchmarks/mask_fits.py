@@ -42,7 +42,8 @@ class MonaiNetwork(nn.Module):
         return next(self.parameters()).device
 
     def forward(self, sample: Tensor, timestep: None = None) -> UNetOutput:
-        return UNetOutput(sample=self.net(sample))
+        scores = self.net(sample)
+        return UNetOutput(scores, {"sample": scores})
 
 
 @dataclass(frozen=True)

@@ -22,6 +22,7 @@ ORDER = [
     ["run_config"],
     ["data.mask_options", "feature_options", "mask_diffusion_options", "noise_options", "objective_options"],
     ["config", "joint_options", "segment_config"],
+    ["pipeline_config"],
     ["nn"],
     ["models"],
     ["diffusion", "segmentation"],

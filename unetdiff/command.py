@@ -8,7 +8,20 @@ import sys
 import traceback
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from contextvars import ContextVar
 from typing import NoReturn
+
+_subject: ContextVar[str] = ContextVar("subject", default="")
+
+
+@contextmanager
+def speaking_of(subject: str) -> Iterator[None]:
+    """Within, the sentences of `fail` begin with what they are about, such as one of several runs."""
+    token = _subject.set(f"{subject}: ")
+    try:
+        yield
+    finally:
+        _subject.reset(token)
 
 
 def fail(message: object) -> NoReturn:
@@ -17,7 +30,7 @@ def fail(message: object) -> NoReturn:
     Mistakes are known to all processes (see `unetdiff.training.processes.together`), so the first one says them.
     """
     if os.environ.get("RANK", "0") == "0":
-        print("error: " + " ".join(str(message).split()), file=sys.stderr)
+        print("error: " + _subject.get() + " ".join(str(message).split()), file=sys.stderr)
     raise SystemExit(2)
 
 

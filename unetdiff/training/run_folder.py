@@ -71,7 +71,7 @@ def open_run_folder(config: RunConfig) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     _lock(folder)
     if started and (checkpoints(folder) or (folder / INDEX).is_file()):
-        _check_same(read_yaml(saved), to_plain(config), folder)
+        check_same_settings(read_yaml(saved), to_plain(config), folder)
     else:
         for name in (RUNTIME, METRICS):
             (folder / name).unlink(missing_ok=True)
@@ -101,7 +101,13 @@ def release_run_folder(folder: Path) -> None:
         lock.close()
 
 
-def _check_same(old: dict[str, Any], new: dict[str, Any], folder: Path) -> None:
+def check_same_settings(old: dict[str, Any], new: dict[str, Any], folder: Path) -> None:
+    """Raise `ValueError` where a run would not be the one in the folder, with the first setting that differs.
+
+    Args:
+        old, new: complete settings, as `to_plain` gives them.
+        folder: what messages call the run.
+    """
     free: set[str] = set(FREE)
     if new["train"]["decay"] in ("constant", "inverse_sqrt"):
         free.add("train.steps")  # the learning rate of a step does not depend on how many follow
