@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from unetdiff.nn.dims import crop_centre
 from unetdiff.nn.layers import conv
+from unetdiff.nn.lean import Lean, join, recompute
 from unetdiff.nn.norm import make_norm
 from unetdiff.spec import FUSED_CHANNELS, NormPlacement, Site, SkipFusion
 
@@ -26,10 +27,10 @@ class Concat(nn.Module):
         super().__init__()
 
     def forward(self, x: Tensor, skip: Tensor) -> Tensor:
-        return torch.cat([x, skip], dim=1)
+        return join([x, skip])
 
 
-class PointwiseConcat(Concat):
+class PointwiseConcat(Lean, Concat):
     """Side by side, then a 1x1 convolution back to the decoder's width: (N, C, *space) out."""
 
     def __init__(self, channels: int, skip_channels: int, dims: int):
@@ -37,7 +38,8 @@ class PointwiseConcat(Concat):
         self.project = conv(dims, channels + skip_channels, channels, 1)
 
     def forward(self, x: Tensor, skip: Tensor) -> Tensor:
-        return self.project(super().forward(x, skip))
+        both = super().forward(x, skip)
+        return recompute(both, layer=self.project) if self.recomputes(self.project) else self.project(both)
 
 
 class Add(nn.Module):
