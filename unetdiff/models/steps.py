@@ -16,7 +16,7 @@ from unetdiff.nn.attention import SelfAttention
 from unetdiff.nn.backbone import PretrainedBackbone
 from unetdiff.nn.blocks import BLOCKS, ResidualBlock
 from unetdiff.nn.layers import conv, zero_
-from unetdiff.nn.lean import Lean, recompute
+from unetdiff.nn.lean import Lean, forget, recompute
 from unetdiff.nn.norm import make_norm
 from unetdiff.nn.resample import DOWN, UP, PyramidDown, resample_down, resample_up
 from unetdiff.nn.residual import merge_attention
@@ -70,7 +70,8 @@ class BlockStep(nn.Module):
     def forward(self, x: Tensor, embedding: Tensor | None = None, skip: Tensor | None = None) -> Tensor:
         if self.merge is not None:
             x = self.merge(x, skip)
-        x = self.residual(x, embedding)
+        joined, x = x, self.residual(x, embedding)
+        forget(joined)
         x = x if self.attention is None else self.attention(x)
         return x if self.clip is None else x.clamp(-self.clip, self.clip)
 

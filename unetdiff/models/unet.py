@@ -19,7 +19,7 @@ from unetdiff.models.steps import build_step
 from unetdiff.nn.dims import crop, pad_to_multiple
 from unetdiff.nn.embed import make_embedding, per_sample
 from unetdiff.nn.layers import Forced, force_unit_weights
-from unetdiff.nn.lean import Lean, join
+from unetdiff.nn.lean import Lean, forget, join
 from unetdiff.nn.norm import make_norm
 from unetdiff.presets import preset
 from unetdiff.spec import Memory, PaddingMode, UNetSpec
@@ -106,7 +106,9 @@ class Decoder(_Walk):
         x, kept = features[-1], dict(zip(self.features, features, strict=True))
         for step in self.steps:
             entry = kept[step.source] if step.source else x
-            x = self.run(step, entry, embedding, _together([kept[key] for key in step.takes]))
+            skip = _together([kept[key] for key in step.takes])
+            x = self.run(step, entry, embedding, skip)
+            forget(skip)
             if step.key in self.sources or step.key in self.outputs:
                 kept[step.key] = x
         return [kept[key] for key in self.outputs]

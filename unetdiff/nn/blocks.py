@@ -97,7 +97,8 @@ class ResidualBlock(Lean, nn.Module):
     def shortcut_of(self, x: Tensor) -> Tensor:
         """The stream before the branch joins it."""
         project = not isinstance(self.shortcut, nn.Identity)
-        if project and self.recomputes(self.resample, self.shortcut):
+        # Beside a branch that keeps the concatenation itself, its parts would be kept in addition.
+        if project and self.recomputes_branch() and self.recomputes(self.resample, self.shortcut):
             return recompute(x, resample=self.resample, layer=self.shortcut)
         return self.shortcut(self.resample(x))
 

@@ -18,7 +18,7 @@ from einops import rearrange
 from torch import Tensor, nn
 
 from unetdiff.nn.activation import UnitActivation
-from unetdiff.nn.layers import CONVS, LINEARS, used_weight
+from unetdiff.nn.layers import CONVS, LINEARS, SeparableConv, used_weight
 from unetdiff.nn.norm import GroupNorm
 
 aten = torch.ops.aten
@@ -33,7 +33,7 @@ class LinearMap(nn.Module):
 
 
 def join(tensors: Sequence[Tensor]) -> Tensor:
-    """(N, C_i, *space) side by side; what is recomputed from the result keeps its parts in its place.
+    """(N, C_i, *space) side by side; until `forget`, what is recomputed from the result keeps its parts in its place.
 
     The parts are there anyway: of a skip, the encoder keeps the same storage.
     """
@@ -41,6 +41,12 @@ def join(tensors: Sequence[Tensor]) -> Tensor:
     if torch.is_grad_enabled() and not torch.compiler.is_compiling():
         both.parts = tuple(part for tensor in tensors for part in _parts(tensor))  # pyright: ignore
     return both
+
+
+def forget(both: Tensor | None) -> None:
+    """To be called once a joined tensor was read: where autograd keeps it, it would keep its parts alive besides."""
+    if both is not None and not torch.compiler.is_compiling():
+        vars(both).pop("parts", None)
 
 
 def _parts(x: Tensor) -> tuple[Tensor, ...]:
@@ -75,7 +81,10 @@ class Lean:
 
 def _known(layer: nn.Module) -> bool:
     """Whether `recompute` knows what this layer does, and nothing else happens when it runs."""
-    known = type(layer) in _KNOWN or isinstance(layer, LinearMap)
+    if type(layer) is SeparableConv:
+        known = _known(layer.depthwise) and _known(layer.pointwise)
+    else:
+        known = type(layer) in _KNOWN or isinstance(layer, LinearMap)
     hooks = (layer._forward_hooks, layer._forward_pre_hooks, layer._backward_hooks, layer._backward_pre_hooks)
     return known and not any(hooks)
 
@@ -105,6 +114,10 @@ def recompute(
         ValueError: from the norm, for an input of which it would leave nothing.
         RuntimeError: in a backward pass that is itself to be differentiated.
     """
+    if isinstance(layer, SeparableConv):
+        before = {"norm": norm, "scale": scale, "shift": shift, "activation": activation}
+        inner = recompute(x, **before, dropout=dropout, resample=resample, layer=layer.depthwise)
+        return recompute(inner, layer=layer.pointwise, added=added)
     gamma, beta, groups, eps = None, None, 0, 0.0
     if isinstance(norm, GroupNorm):
         norm.check(x)

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from unetdiff.nn.dims import crop_centre
 from unetdiff.nn.layers import conv
-from unetdiff.nn.lean import Lean, join, recompute
+from unetdiff.nn.lean import Lean, forget, join, recompute
 from unetdiff.nn.norm import make_norm
 from unetdiff.spec import FUSED_CHANNELS, NormPlacement, Site, SkipFusion
 
@@ -39,7 +39,9 @@ class PointwiseConcat(Lean, Concat):
 
     def forward(self, x: Tensor, skip: Tensor) -> Tensor:
         both = super().forward(x, skip)
-        return recompute(both, layer=self.project) if self.recomputes(self.project) else self.project(both)
+        out = recompute(both, layer=self.project) if self.recomputes(self.project) else self.project(both)
+        forget(both)
+        return out
 
 
 class Add(nn.Module):
