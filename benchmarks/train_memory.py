@@ -16,6 +16,7 @@ import platform
 import sys
 from collections.abc import Callable
 from datetime import date
+from functools import partial
 from pathlib import Path
 from statistics import median
 
@@ -110,7 +111,7 @@ def rows(precision: str, batch: int, rounds: int, device: torch.device) -> list[
     candidates["diffusers"] = Candidate(theirs, None, precision, device)
     for candidate in candidates.values():
         candidate.step(batch)
-    times = [{name: timed(lambda: each.step(batch)) for name, each in candidates.items()} for _ in range(rounds)]
+    times = [{name: timed(partial(each.step, batch)) for name, each in candidates.items()} for _ in range(rounds)]
     memory = {name: each.per_image(batch) for name, each in candidates.items()}
     lines = []
     for name, (kept, peak) in memory.items():

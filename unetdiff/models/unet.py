@@ -48,7 +48,7 @@ class UNetOutput(BaseOutput):
         return torch.stack([weight * loss(one) for weight, one in zip(self.weights, every, strict=True)]).sum()
 
 
-class _Walk(nn.ModuleDict):
+class _Walk(Lean, nn.ModuleDict):
     """Modules by step name, walked in the plan's order; each may be recomputed in the backward pass.
 
     checkpoint_levels: those whose steps are, where `gradient_checkpointing` is on; None: all.
@@ -106,17 +106,18 @@ class Decoder(_Walk):
         x, kept = features[-1], dict(zip(self.features, features, strict=True))
         for step in self.steps:
             entry = kept[step.source] if step.source else x
-            skip = _together([kept[key] for key in step.takes])
+            skip = self.together([kept[key] for key in step.takes])
             x = self.run(step, entry, embedding, skip)
             forget(skip)
             if step.key in self.sources or step.key in self.outputs:
                 kept[step.key] = x
         return [kept[key] for key in self.outputs]
 
-
-def _together(skips: Sequence[Tensor]) -> Tensor | None:
-    """Skips side by side; None where there are none."""
-    return join(skips) if len(skips) > 1 else next(iter(skips), None)
+    def together(self, skips: Sequence[Tensor]) -> Tensor | None:
+        """Skips side by side; None where there are none."""
+        if len(skips) > 1:
+            return join(skips) if self.recomputes() else torch.cat(list(skips), dim=1)
+        return next(iter(skips), None)
 
 
 class UNet(ModelMixin, ConfigMixin):

@@ -19,7 +19,8 @@ from unetdiff.nn.dims import (
     NEAREST_BACKWARD,
 )
 from unetdiff.nn.layers import conv, transposed_conv
-from unetdiff.nn.lean import Lean, LinearMap, recompute
+from unetdiff.nn.lean import Lean, recompute
+from unetdiff.nn.recomputed import LinearMap
 from unetdiff.placement import Weights
 
 

@@ -20,17 +20,17 @@ def mp_weights(channels: int, skip_channels: int, t: float) -> tuple[float, floa
     return scale * (1 - t) / math.sqrt(channels), scale * t / math.sqrt(skip_channels)
 
 
-class Concat(nn.Module):
+class Concat(Lean, nn.Module):
     """Side by side: (N, C, *space) and (N, S, *space) in, (N, C + S, *space) out."""
 
     def __init__(self, channels: int, skip_channels: int, dims: int):
         super().__init__()
 
     def forward(self, x: Tensor, skip: Tensor) -> Tensor:
-        return join([x, skip])
+        return join([x, skip]) if self.recomputes() else torch.cat([x, skip], dim=1)
 
 
-class PointwiseConcat(Lean, Concat):
+class PointwiseConcat(Concat):
     """Side by side, then a 1x1 convolution back to the decoder's width: (N, C, *space) out."""
 
     def __init__(self, channels: int, skip_channels: int, dims: int):
