@@ -68,7 +68,7 @@ def allocated(act: Callable[[], object]) -> tuple[int, int]:
     events = [event for event in recorded.profiler.kineto_results.events() if event.name() == "[memory]"]
     now = peak = 0
     for event in sorted(events, key=lambda event: event.start_ns()):
-        now += event.nbytes()
+        now += event.nbytes()  # pyright: ignore[reportAttributeAccessIssue] # not in torch's stubs
         peak = max(peak, now)
     del result
     return peak, now

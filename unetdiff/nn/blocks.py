@@ -128,6 +128,7 @@ class PreNormBlock(ResidualBlock):
 
     def lean_branch(self, x: Tensor, embedding: Tensor | None) -> Tensor:
         """`branch` again, in two functions that keep what their norms read."""
+        assert isinstance(self.norm2, ConditionedNorm)
         added, scale, shift = self.norm2.entries(embedding, x.ndim, output_dtype(x))
         first = {"norm": self.norm1, "activation": self.activation, "resample": self.resample_branch}
         h = recompute(x, **first, layer=self.conv1, added=added)
@@ -158,6 +159,7 @@ class PostNormBlock(ResidualBlock):
 
     def lean_convolved(self, x: Tensor, embedding: Tensor | None) -> Tensor:
         """`convolved` again, in functions that keep the input and what the norm reads."""
+        assert isinstance(self.norm1, ConditionedNorm)
         added, scale, shift = self.norm1.entries(embedding, x.ndim, output_dtype(x))
         h = recompute(x, resample=self.resample_branch, layer=self.conv1, added=added)
         second = {"activation": self.activation, "dropout": self.dropout, "layer": self.conv2}
