@@ -45,7 +45,7 @@ All figures are for one sample of the preset's own `sample_size`, which is the s
 - **parameters**: all of them, those of a frozen backbone included.
 - **Gflop**: operations of one call, 2 per multiply-add, in convolutions, linear layers and attention.
 - **MiB kept**: what one more image in the batch keeps in training, in float32, from the forward to the backward pass:
-  the tensors that autograd saves, on a CPU and without gradient checkpointing, the loss not counted
+  the tensors that autograd saves, on a CPU and with `memory: lean`, the loss not counted
   (`unetdiff.models.cost.bytes_kept`).
 
 A backbone ({backbones}) is built from its configuration alone: no figure here depends on weights.

@@ -60,6 +60,13 @@ MISTAKES: dict[str, tuple[Callable[[Path], None], list[str], list[str]]] = {
     "wrong type": (fine, ["--train.steps", "many"], ["train.steps", "many"]),
     "wrong length": (fine, ["--model.attention", "[true]"], ["attention has 1", "channels 2"]),
     "heads": (fine, ["--model.attention_heads", "3"], ["channels 8", "attention_heads 3"]),
+    "memory": (fine, ["--model.memory", "small"], ["model.memory", "small", "lean"]),
+    "levels of checkpoints": (fine, ["--model.checkpoint_levels", "[0]"], ["model.checkpoint_levels", "lean"]),
+    "no such level": (
+        fine,
+        ["--model.memory", "checkpoint", "--model.checkpoint_levels", "[2]"],
+        ["checkpoint_levels is [2]", "0 to 1"],
+    ),
     "no such folder": (fine, ["--data.source", "folder", "--data.path", "{tmp}/nowhere"], ["{tmp}/nowhere"]),
     "no path": (fine, ["--data.source", "folder"], ["data.path"]),
     "empty folder": (lambda path: (path / "images").mkdir(), FROM_FOLDER, ["{tmp}/images"]),

@@ -31,6 +31,7 @@ TimeInput = Literal["timestep", "thousandth", "log"]
 SkipFusion = Literal["concat", "concat_1x1", "add", "gate", "none"]
 DecoderKind = Literal["plain", "nested"]
 BlockConvolutions = Literal["full", "separable"]
+Memory = Literal["lean", "plain", "checkpoint"]
 
 
 @dataclass(frozen=True, kw_only=True)

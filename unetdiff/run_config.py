@@ -18,7 +18,7 @@ from typing import Any, Literal, TypeVar
 from unetdiff.command import user_errors
 from unetdiff.files import write_text
 from unetdiff.presets import preset
-from unetdiff.spec import Architecture
+from unetdiff.spec import Architecture, Memory
 from unetdiff.typed import check_at_least, check_types
 
 Precision = Literal["auto", "float32", "bf16", "fp16"]
@@ -34,11 +34,21 @@ class NetworkConfig(Architecture):
 
     Args:
         preset: a name of docs/networks.md, such as `ddpm_cifar10`, or none; parsing fills the settings in.
-        gradient_checkpointing: recompute blocks in the backward pass: less memory, about a third more time.
+        memory: what training keeps between forward and backward pass. `lean`: norms and activations are computed
+            again; `plain`: all is kept (compiled networks keep what the compiler chooses); `checkpoint`: whole steps
+            are computed again, with less memory than `lean` and about a third more time.
+        checkpoint_levels: with `checkpoint`, the levels whose steps are computed again, 0 the finest, the others
+            being lean; none: all.
     """
 
     preset: str | None = None
-    gradient_checkpointing: bool = False
+    memory: Memory = "lean"
+    checkpoint_levels: list[int] | None = None
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.checkpoint_levels is not None and self.memory != "checkpoint":
+            raise ValueError(f"model.checkpoint_levels has no use with model.memory {self.memory}; expected checkpoint")
 
 
 @dataclass(frozen=True, kw_only=True)

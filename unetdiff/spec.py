@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from unetdiff.architecture import Activation, Architecture, BlockConvolutions, PaddingMode, SkipFusion
+from unetdiff.architecture import Activation, Architecture, BlockConvolutions, Memory, PaddingMode, SkipFusion
 from unetdiff.levels import FUSED_CHANNELS, LevelSpec
 from unetdiff.placement import NONE, PLACEMENTS, Norm, NormPlacement, Site
 from unetdiff.typed import check_at_least, fits
@@ -23,6 +23,7 @@ __all__ = [
     "Architecture",
     "BlockConvolutions",
     "LevelSpec",
+    "Memory",
     "Norm",
     "NormPlacement",
     "PaddingMode",

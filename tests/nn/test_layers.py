@@ -97,7 +97,7 @@ def test_forced_layers_keep_unit_variance_whatever_is_stored(kind: str, scale: f
     layer = make()
     with torch.no_grad():
         layer.stored.mul_(scale)
-    norms = layer.unit_weight().detach().flatten(1).norm(dim=1)
+    norms = layer.used_weight().detach().flatten(1).norm(dim=1)
     assert_close(norms, sizes(layer) / (sizes(layer) + 1e-4), rtol=1e-5, atol=0)
     assert_close(magnitude(layer(torch.randn(shape)).detach()), torch.tensor(1.0), atol=0.03, rtol=0)
 

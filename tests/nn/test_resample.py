@@ -14,11 +14,11 @@ from torch.testing import assert_close
 
 from unetdiff.nn.resample import (
     AsymmetricStridedConv,
+    AveragePool,
     Filter,
     Linear,
     Nearest,
     PyramidDown,
-    average_pool,
     resample_down,
     resample_up,
 )
@@ -71,7 +71,7 @@ def test_filter_equals_scipy(stride: tuple[int, ...], taps: list[int]) -> None:
 @pytest.mark.parametrize("stride", STRIDES)
 def test_the_shortest_filter_is_the_mean_and_repetition(stride: tuple[int, ...]) -> None:
     x = sample(stride)
-    assert_close(Filter([1, 1], stride)(x), average_pool(stride, len(stride))(x))
+    assert_close(Filter([1, 1], stride)(x), AveragePool(stride)(x))
     assert_close(Filter([1, 1], stride, up=True)(x), Nearest(stride)(x))
 
 
@@ -99,7 +99,7 @@ def test_filter_is_a_setting_and_no_weight() -> None:
 @pytest.mark.parametrize("stride", STRIDES)
 def test_residual_blocks_are_resampled_by_the_mean_or_by_a_filter(stride: tuple[int, ...]) -> None:
     x, dims = sample(stride), len(stride)
-    assert_close(resample_down(stride, dims, None)(x), average_pool(stride, dims)(x))
+    assert_close(resample_down(stride, dims, None)(x), AveragePool(stride)(x))
     assert_close(resample_up(stride, None)(x), Nearest(stride)(x))
     assert_close(resample_down(stride, dims, BINOMIAL)(x), Filter(BINOMIAL, stride)(x))
     assert_close(resample_up(stride, BINOMIAL)(x), Filter(BINOMIAL, stride, up=True)(x))

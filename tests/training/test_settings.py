@@ -58,7 +58,7 @@ def test_trains_and_samples(name: str, sampler: str, tmp_path: Path) -> None:
 
 def test_gradient_checkpointing_changes_memory_only(tmp_path: Path) -> None:
     fit(tmp_path / "plain", model={"dropout": 0.3})
-    fit(tmp_path / "checkpointed", model={"dropout": 0.3, "gradient_checkpointing": True})
+    fit(tmp_path / "checkpointed", model={"dropout": 0.3, "memory": "checkpoint", "checkpoint_levels": [0]})
     assert relative_difference(left_behind(tmp_path / "plain"), left_behind(tmp_path / "checkpointed")) < 1e-6
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 from weakref import WeakSet
 
 import torch
@@ -28,24 +28,27 @@ def step_operations(unet: UNet, size: Sequence[int]) -> dict[str, int]:
     return operations
 
 
-def bytes_kept(unet: UNet, size: Sequence[int], dtype: torch.dtype = torch.float32) -> int:
+def bytes_kept(
+    unet: UNet, size: Sequence[int], dtype: torch.dtype = torch.float32, memory: Literal["lean", "plain"] = "lean"
+) -> int:
     """Bytes that one more sample of `size` in the batch keeps in training, from the forward to the backward pass.
 
-    What autograd saves of the network as its settings build it, without gradient checkpointing: activations, the input
-    among them, each storage once. Weights and what is computed from weights alone are there once per batch and do not
-    count, nor does what a loss saves. As on a CPU; other devices have other kernels (GPUs keep one byte per element
-    for dropout, a CPU four).
+    What autograd saves of the network as its settings build it: activations, the input among them, each storage once.
+    Weights and what is computed from weights alone are there once per batch and do not count, nor does what a loss
+    saves. As on a CPU; other devices have other kernels.
 
     Args:
         unet: the network; its weights are not read.
         size: positions along each axis, such as (height, width); without padding, a size that fits.
         dtype: float32, or a lower type for autocast to compute in.
+        memory: `lean`, as networks train, or `plain` (see `UNet.set_memory`).
     """
     # Not the meta device, on which attention saves its logits: no fused kernel is chosen there.
     from torch._subclasses import FakeTensorMode
 
     with FakeTensorMode():
         twin = _twin(unet).train()
+        twin.set_memory(memory)
         with torch.autocast("cpu", dtype, enabled=dtype != torch.float32):
             # Batch norm refuses to train on a single value, which a batch of 1 can come down to.
             two, three = (_bytes_saved(twin, _arguments(unet, size, batch)) for batch in (2, 3))

@@ -16,6 +16,7 @@ from unetdiff.nn.attention import SelfAttention
 from unetdiff.nn.backbone import PretrainedBackbone
 from unetdiff.nn.blocks import BLOCKS, ResidualBlock
 from unetdiff.nn.layers import conv, zero_
+from unetdiff.nn.lean import Lean, forget, recompute
 from unetdiff.nn.norm import make_norm
 from unetdiff.nn.resample import DOWN, UP, PyramidDown, resample_down, resample_up
 from unetdiff.nn.residual import merge_attention
@@ -69,7 +70,8 @@ class BlockStep(nn.Module):
     def forward(self, x: Tensor, embedding: Tensor | None = None, skip: Tensor | None = None) -> Tensor:
         if self.merge is not None:
             x = self.merge(x, skip)
-        x = self.residual(x, embedding)
+        joined, x = x, self.residual(x, embedding)
+        forget(joined)
         x = x if self.attention is None else self.attention(x)
         return x if self.clip is None else x.clamp(-self.clip, self.clip)
 
@@ -142,7 +144,20 @@ def _backbone(spec: UNetSpec, step: Step) -> nn.Module:
     return PlainStep(backbone)
 
 
-def _head(spec: UNetSpec, step: Step) -> nn.Sequential:
+class Head(Lean, nn.Sequential):
+    """norm, activation, convolution, and what comes behind."""
+
+    def forward(self, input: Tensor) -> Tensor:
+        norm, activation, out, *behind = self
+        if not self.recomputes(norm, activation, out):
+            return super().forward(input)
+        output = recompute(input, norm=norm, activation=activation, layer=out)
+        for module in behind:
+            output = module(output)
+        return output
+
+
+def _head(spec: UNetSpec, step: Step) -> Head:
     """norm and activation, convolution: from the decoder's features (N, C, *space) to one output of full size.
 
     Without a norm there is no activation either: what comes last in the decoder is read as it is.
@@ -160,7 +175,7 @@ def _head(spec: UNetSpec, step: Step) -> nn.Sequential:
     activation = nn.Identity() if bare else make_activation(spec.activation, placement.weights)
     widths = (step.out_channels, step.out_channels)
     up = [UP[step.resampling](*widths, step.stride, spec.dims, weights)] if step.resampling else []
-    return nn.Sequential(norm, activation, out, *up)
+    return Head(norm, activation, out, *up)
 
 
 def _stem(spec: UNetSpec, step: Step) -> nn.Module:

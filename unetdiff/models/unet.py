@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, ClassVar
+from typing import Any, ClassVar, get_args
 
 import torch
 from diffusers import ConfigMixin, ModelMixin
@@ -19,9 +19,10 @@ from unetdiff.models.steps import build_step
 from unetdiff.nn.dims import crop, pad_to_multiple
 from unetdiff.nn.embed import make_embedding, per_sample
 from unetdiff.nn.layers import Forced, force_unit_weights
+from unetdiff.nn.lean import Lean, forget, join
 from unetdiff.nn.norm import make_norm
 from unetdiff.presets import preset
-from unetdiff.spec import PaddingMode, UNetSpec
+from unetdiff.spec import Memory, PaddingMode, UNetSpec
 from unetdiff.typed import from_json
 
 
@@ -48,10 +49,14 @@ class UNetOutput(BaseOutput):
         return torch.stack([weight * loss(one) for weight, one in zip(self.weights, every, strict=True)]).sum()
 
 
-class _Walk(nn.ModuleDict):
-    """Modules by step name, walked in the plan's order; each may be recomputed in the backward pass."""
+class _Walk(Lean, nn.ModuleDict):
+    """Modules by step name, walked in the plan's order; each may be recomputed in the backward pass.
+
+    checkpoint_levels: those whose steps are, where `gradient_checkpointing` is on; None: all.
+    """
 
     gradient_checkpointing = False
+    checkpoint_levels: Collection[int] | None = None
 
     def __init__(self, spec: UNetSpec, steps: Sequence[Step]):
         super().__init__({step.name: build_step(spec, step) for step in steps})
@@ -61,9 +66,13 @@ class _Walk(nn.ModuleDict):
     def run(self, step: Step, x: Tensor, embedding: Tensor | None, skip: Tensor | None = None) -> Tensor:
         """One step: (N, C, *space) in and out."""
         module = self[step.name]
-        if self.gradient_checkpointing and torch.is_grad_enabled():
+        if self.checkpoints(step) and torch.is_grad_enabled():
             return self._gradient_checkpointing_func(module, x, embedding, skip)  # pyright: ignore
         return module(x, embedding, skip)
+
+    def checkpoints(self, step: Step) -> bool:
+        """Whether this step is recomputed in the backward pass."""
+        return self.gradient_checkpointing and (self.checkpoint_levels is None or step.level in self.checkpoint_levels)
 
 
 class Encoder(_Walk):
@@ -98,15 +107,18 @@ class Decoder(_Walk):
         x, kept = features[-1], dict(zip(self.features, features, strict=True))
         for step in self.steps:
             entry = kept[step.source] if step.source else x
-            x = self.run(step, entry, embedding, _together([kept[key] for key in step.takes]))
+            skip = self.together([kept[key] for key in step.takes])
+            x = self.run(step, entry, embedding, skip)
+            forget(skip)
             if step.key in self.sources or step.key in self.outputs:
                 kept[step.key] = x
         return [kept[key] for key in self.outputs]
 
-
-def _together(skips: Sequence[Tensor]) -> Tensor | None:
-    """Skips side by side; None where there are none."""
-    return torch.cat(list(skips), dim=1) if len(skips) > 1 else next(iter(skips), None)
+    def together(self, skips: Sequence[Tensor]) -> Tensor | None:
+        """Skips side by side; None where there are none."""
+        if len(skips) > 1:
+            return join(skips) if self.recomputes() else torch.cat(list(skips), dim=1)
+        return next(iter(skips), None)
 
 
 class UNet(ModelMixin, ConfigMixin):
@@ -203,6 +215,35 @@ class UNet(ModelMixin, ConfigMixin):
         if sample.ndim != axes or sample.shape[1] != channels:
             expected = f"(N, {channels}, {', '.join(['depth', 'height', 'width'][-self.config['dims'] :])})"
             raise ValueError(f"the input has shape {tuple(sample.shape)}; this network takes {expected}")
+
+    def set_memory(self, memory: Memory, checkpoint_levels: Collection[int] | None = None) -> None:
+        """Choose what training keeps between forward and backward pass; outputs and gradients stay the same.
+
+        Args:
+            memory: `lean` (how a network starts): norms and activations are computed again, where a layer allows it;
+                `plain`: all is kept, as gradients of gradients need; `checkpoint`: whole steps are computed again
+                (Chen et al. 2016), with less memory and about a third more time. Compiled networks keep what the
+                compiler chooses.
+            checkpoint_levels: the levels that `checkpoint` is for, 0 the finest, the others being lean; None: all.
+
+        Raises:
+            ValueError: for another word, or a level that there is not.
+        """
+        if memory not in get_args(Memory):
+            raise ValueError(f"memory is {memory!r}; expected one of {', '.join(get_args(Memory))}")
+        last = len(self.config["channels"]) - 1
+        if checkpoint_levels is not None and not all(0 <= level <= last for level in checkpoint_levels):
+            raise ValueError(f"checkpoint_levels is {list(checkpoint_levels)}; expected levels of 0 to {last}")
+        (self.enable_gradient_checkpointing if memory == "checkpoint" else self.disable_gradient_checkpointing)()
+        for module in self.modules():
+            if isinstance(module, Lean):
+                module.lean = memory != "plain"
+        for walk in (self.encoder, self.decoder):
+            walk.checkpoint_levels = checkpoint_levels
+            for step in walk.steps:
+                for module in walk[step.name].modules():
+                    if isinstance(module, Lean) and walk.checkpoints(step):
+                        module.lean = False  # it would be computed a third time
 
     @classmethod
     def from_preset(cls, name: str, **overrides: Any) -> UNet:

@@ -8,6 +8,7 @@ from einops import rearrange
 from torch import Tensor, nn
 
 from unetdiff.nn.layers import linear, unit_rms, zero_
+from unetdiff.nn.lean import Lean, recompute
 from unetdiff.nn.norm import make_norm
 from unetdiff.nn.residual import merge_attention
 from unetdiff.spec import NormPlacement, Site
@@ -25,7 +26,7 @@ def normalize_heads(x: Tensor, kind: str) -> Tensor:
     return unit_rms(x.float(), (-1,), eps=1e-4).to(x.dtype)
 
 
-class SelfAttention(nn.Module):
+class SelfAttention(Lean, nn.Module):
     """Multi-head self-attention on the residual stream: (N, C, *space) in and out.
 
     norm -> queries, keys, values -> softmax(q k^T / sqrt(width)) v -> output, merged as `placement.residual` says.
@@ -43,11 +44,14 @@ class SelfAttention(nn.Module):
         if "attention" in placement.zero_init:
             zero_(self.out)
 
+    def project(self, x: Tensor) -> Tensor:
+        """Queries, keys and values of every position, side by side: (N, positions, 3 C)."""
+        if self.recomputes(self.norm, self.query_key_value):
+            return recompute(x, norm=self.norm, layer=self.query_key_value)
+        return self.query_key_value(rearrange(self.norm(x), "n c ... -> n (...) c"))
+
     def forward(self, x: Tensor) -> Tensor:
-        tokens = rearrange(self.norm(x), "n c ... -> n (...) c")
-        query, key, value = rearrange(
-            self.query_key_value(tokens), "n l (three h c) -> three n h l c", three=3, h=self.heads
-        )
+        query, key, value = rearrange(self.project(x), "n l (three h c) -> three n h l c", three=3, h=self.heads)
         query, key = (normalize_heads(entry, self.placement.qk) for entry in (query, key))
         if self.placement.qk == "rms_values":
             value = normalize_heads(value, "rms")

@@ -10,12 +10,13 @@ from torch import Tensor, nn
 from unetdiff.nn.activation import make_activation
 from unetdiff.nn.embed import ConditionedNorm
 from unetdiff.nn.layers import BLOCK_CONVS, conv, zero_
+from unetdiff.nn.lean import Lean, output_dtype, recompute
 from unetdiff.nn.norm import make_norm, removes_mean
 from unetdiff.nn.residual import merge_residual
 from unetdiff.spec import Activation, BlockConvolutions, NormPlacement, Site
 
 
-class ResidualBlock(nn.Module):
+class ResidualBlock(Lean, nn.Module):
     """What residual blocks share: two convolutions, a conditioned norm, a shortcut. (N, C, *space) in and out.
 
     `resample`, where given, changes the resolution of branch and shortcut alike (Dhariwal & Nichol 2021); `stride`
@@ -85,10 +86,26 @@ class ResidualBlock(nn.Module):
         """The residual branch of the stream `x`."""
         raise NotImplementedError
 
+    def recomputes_branch(self) -> bool:
+        """Whether the branch's layers are run by `recompute`."""
+        norms = [norm.norm if isinstance(norm, ConditionedNorm) else norm for norm in (self.norm1, self.norm2)]
+        # A ReLU keeps what it returns, which is what the next convolution reads: without a norm, nothing is to be won.
+        worth = not (isinstance(self.activation, nn.ReLU) and isinstance(norms[0], nn.Identity))
+        layers = (*norms, self.activation, self.dropout, self.resample_branch, self.conv1, self.conv2)
+        return worth and self.recomputes(*layers)
+
+    def shortcut_of(self, x: Tensor) -> Tensor:
+        """The stream before the branch joins it."""
+        project = not isinstance(self.shortcut, nn.Identity)
+        # Beside a branch that keeps the concatenation itself, its parts would be kept in addition.
+        if project and self.recomputes_branch() and self.recomputes(self.resample, self.shortcut):
+            return recompute(x, resample=self.resample, layer=self.shortcut)
+        return self.shortcut(self.resample(x))
+
     def forward(self, x: Tensor, embedding: Tensor | None = None) -> Tensor:
         if self.placement.residual == "off" and self.main is None:
             return self.branch(x, embedding)
-        stream = self.shortcut(self.resample(x))
+        stream = self.shortcut_of(x)
         if self.main is not None:
             x = stream = self.main(stream)
         return merge_residual(stream, self.branch(x, embedding), self.placement)
@@ -103,9 +120,20 @@ class PreNormBlock(ResidualBlock):
         return self.conv2
 
     def branch(self, x: Tensor, embedding: Tensor | None) -> Tensor:
+        if self.recomputes_branch():
+            return self.lean_branch(x, embedding)
         h = self.conv1(self.resample_branch(self.activation(self.norm1(x))))
         h = self.activation(self.norm2(h, embedding))
         return self.conv2(self.dropout(h))
+
+    def lean_branch(self, x: Tensor, embedding: Tensor | None) -> Tensor:
+        """`branch` again, in two functions that keep what their norms read."""
+        assert isinstance(self.norm2, ConditionedNorm)
+        added, scale, shift = self.norm2.entries(embedding, x.ndim, output_dtype(x))
+        first = {"norm": self.norm1, "activation": self.activation, "resample": self.resample_branch}
+        h = recompute(x, **first, layer=self.conv1, added=added)
+        second = {"activation": self.activation, "dropout": self.dropout, "layer": self.conv2}
+        return recompute(h, norm=self.norm2.norm, scale=scale, shift=shift, **second)
 
 
 class PostNormBlock(ResidualBlock):
@@ -120,10 +148,27 @@ class PostNormBlock(ResidualBlock):
         return self.norm2
 
     def branch(self, x: Tensor, embedding: Tensor | None) -> Tensor:
+        return self.norm2(self.convolved(x, embedding))
+
+    def convolved(self, x: Tensor, embedding: Tensor | None) -> Tensor:
+        """The branch without its last norm."""
+        if self.recomputes_branch():
+            return self.lean_convolved(x, embedding)
         h = self.activation(self.norm1(self.conv1(self.resample_branch(x)), embedding))
-        return self.norm2(self.conv2(self.dropout(h)))
+        return self.conv2(self.dropout(h))
+
+    def lean_convolved(self, x: Tensor, embedding: Tensor | None) -> Tensor:
+        """`convolved` again, in functions that keep the input and what the norm reads."""
+        assert isinstance(self.norm1, ConditionedNorm)
+        added, scale, shift = self.norm1.entries(embedding, x.ndim, output_dtype(x))
+        h = recompute(x, resample=self.resample_branch, layer=self.conv1, added=added)
+        second = {"activation": self.activation, "dropout": self.dropout, "layer": self.conv2}
+        return recompute(h, norm=self.norm1.norm, scale=scale, shift=shift, **second)
 
     def forward(self, x: Tensor, embedding: Tensor | None = None) -> Tensor:
+        alone = self.placement.residual == "off" and self.main is None
+        if alone and not isinstance(self.activation, nn.ReLU) and self.recomputes(self.norm2, self.activation):
+            return recompute(self.convolved(x, embedding), norm=self.norm2, activation=self.activation)
         return self.activation(super().forward(x, embedding))
 
 

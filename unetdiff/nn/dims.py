@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
@@ -16,6 +17,11 @@ AVERAGE_POOL = {1: nn.AvgPool1d, 2: nn.AvgPool2d, 3: nn.AvgPool3d}
 FUNCTIONAL_CONV = {1: F.conv1d, 2: F.conv2d, 3: F.conv3d}
 FUNCTIONAL_CONV_TRANSPOSE = {1: F.conv_transpose1d, 2: F.conv_transpose2d, 3: F.conv_transpose3d}
 INTERPOLATION = {1: "linear", 2: "bilinear", 3: "trilinear"}
+NEAREST_BACKWARD = {
+    1: torch.ops.aten.upsample_nearest1d_backward,
+    2: torch.ops.aten.upsample_nearest2d_backward,
+    3: torch.ops.aten.upsample_nearest3d_backward,
+}
 BATCH_NORM = {1: nn.BatchNorm1d, 2: nn.BatchNorm2d, 3: nn.BatchNorm3d}
 
 

@@ -262,11 +262,22 @@ class ConditionedNorm(nn.Module):
     def forward(self, h: Tensor, embedding: Tensor | None) -> Tensor:
         if self.project is None:
             return self.norm(h)
+        added, scale, shift = self.entries(embedding, h.ndim, h.dtype)
+        h = self.norm(h if added is None else h + added)
+        h = h if scale is None else h * scale
+        return h if shift is None else h + shift
+
+    def entries(self, embedding: Tensor | None, axes: int, dtype: torch.dtype) -> tuple[Tensor | None, ...]:
+        """What is added before the norm, and the factor and what is added behind it: (N, C, 1, ...), or none.
+
+        axes: of what is normalised. dtype: of it.
+        """
+        if self.project is None:
+            return None, None, None
         assert embedding is not None
         entry = self.project(self.activation(embedding))
-        entry = entry.reshape(*entry.shape, *(1,) * (h.ndim - 2)).to(h.dtype)
+        entry = entry.reshape(*entry.shape, *(1,) * (axes - 2)).to(dtype)
         if self.mode == "add":
-            return self.norm(h + entry)
+            return entry, None, None
         scale, *shift = entry.chunk(self.PARTS[self.mode], dim=1)
-        h = self.norm(h) * (1 + scale)
-        return h + shift[0] if shift else h
+        return None, 1 + scale, shift[0] if shift else None

@@ -36,9 +36,12 @@ class Standardized(nn.Module):
         shape = (out_channels, *(1,) * (self.weight.ndim - 1))  # pyright: ignore
         self.gain = nn.Parameter(torch.ones(shape))
 
+    def used_weight(self) -> Tensor:
+        """The standardized filters, times the gain."""
+        return standardize_weight(self.weight) * self.gain  # pyright: ignore
+
     def forward(self, input: Tensor) -> Tensor:
-        weight = standardize_weight(self.weight) * self.gain  # pyright: ignore
-        return self._conv_forward(input, weight, self.bias)  # pyright: ignore
+        return self._conv_forward(input, self.used_weight(), self.bias)  # pyright: ignore
 
 
 class StandardizedConv1d(Standardized, nn.Conv1d):
@@ -76,7 +79,7 @@ class Forced(nn.Module):
         """The weights as they are stored, of unit root mean square per filter once forced."""
         return self.weight  # pyright: ignore
 
-    def unit_weight(self) -> Tensor:
+    def used_weight(self) -> Tensor:
         """The weights with unit norm per filter, times the gain."""
         weight = unit_rms(self.stored.float(), range(1, self.stored.ndim), eps=1e-4)
         scale = 1 / math.sqrt(self.stored[0].numel())
@@ -86,7 +89,7 @@ class Forced(nn.Module):
 
 class _ForcedConv(Forced):
     def forward(self, input: Tensor) -> Tensor:
-        return self._conv_forward(input, self.unit_weight(), None)  # pyright: ignore
+        return self._conv_forward(input, self.used_weight(), None)  # pyright: ignore
 
 
 class ForcedConv1d(_ForcedConv, nn.Conv1d):
@@ -105,7 +108,12 @@ class ForcedLinear(Forced, nn.Linear):
     """`nn.Linear` with unit rows."""
 
     def forward(self, input: Tensor) -> Tensor:
-        return nn.functional.linear(input, self.unit_weight())
+        return nn.functional.linear(input, self.used_weight())
+
+
+def used_weight(layer: Any) -> Tensor:
+    """The weights that a layer multiplies its input with."""
+    return layer.used_weight() if isinstance(layer, (Standardized, Forced)) else layer.weight
 
 
 def force_unit_weights(layers: Iterable[Forced]) -> None:

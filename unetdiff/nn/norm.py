@@ -79,7 +79,7 @@ class GroupNorm(FloatStatistics):
         super().__init__(channels, norm)
         self.groups = _counted_groups(channels, norm) if groups is None else groups
 
-    def _check(self, x: Tensor) -> None:
+    def check(self, x: Tensor) -> None:
         """Refuse groups of a single value, of which nothing (without the mean: the sign alone) would be left."""
         if math.prod(x.shape[1:]) == self.groups:
             raise ValueError(
@@ -88,7 +88,7 @@ class GroupNorm(FloatStatistics):
             )
 
     def normalize(self, x: Tensor) -> Tensor:
-        self._check(x)
+        self.check(x)
         # torch 2.13 on a CPU: the backward pass crashes for a channels-last input that needs no gradient itself.
         x = x if x.requires_grad else x.contiguous()
         weight, bias = (None if entry is None else entry.to(x.dtype) for entry in (self.weight, self.bias))
@@ -101,7 +101,7 @@ class GroupRMSNorm(GroupNorm):
     widens = True
 
     def normalize(self, x: Tensor) -> Tensor:
-        self._check(x)
+        self.check(x)
         grouped = rearrange(x, "n (g c) ... -> n g (c ...)", g=self.groups)
         scaled = grouped * (grouped.square().mean(-1, keepdim=True) + self.eps).rsqrt()
         return self._affine(scaled.reshape(x.shape))

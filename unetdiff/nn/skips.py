@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from unetdiff.nn.dims import crop_centre
 from unetdiff.nn.layers import conv
+from unetdiff.nn.lean import Lean, forget, join, recompute
 from unetdiff.nn.norm import make_norm
 from unetdiff.spec import FUSED_CHANNELS, NormPlacement, Site, SkipFusion
 
@@ -19,14 +20,14 @@ def mp_weights(channels: int, skip_channels: int, t: float) -> tuple[float, floa
     return scale * (1 - t) / math.sqrt(channels), scale * t / math.sqrt(skip_channels)
 
 
-class Concat(nn.Module):
+class Concat(Lean, nn.Module):
     """Side by side: (N, C, *space) and (N, S, *space) in, (N, C + S, *space) out."""
 
     def __init__(self, channels: int, skip_channels: int, dims: int):
         super().__init__()
 
     def forward(self, x: Tensor, skip: Tensor) -> Tensor:
-        return torch.cat([x, skip], dim=1)
+        return join([x, skip]) if self.recomputes() else torch.cat([x, skip], dim=1)
 
 
 class PointwiseConcat(Concat):
@@ -37,7 +38,10 @@ class PointwiseConcat(Concat):
         self.project = conv(dims, channels + skip_channels, channels, 1)
 
     def forward(self, x: Tensor, skip: Tensor) -> Tensor:
-        return self.project(super().forward(x, skip))
+        both = super().forward(x, skip)
+        out = recompute(both, layer=self.project) if self.recomputes(self.project) else self.project(both)
+        forget(both)
+        return out
 
 
 class Add(nn.Module):

@@ -13,6 +13,7 @@ from unetdiff.nn.attention import SelfAttention
 from unetdiff.nn.dims import INTERPOLATION
 from unetdiff.nn.embed import ConditionedNorm
 from unetdiff.nn.layers import conv, zero_
+from unetdiff.nn.lean import Lean, recompute
 from unetdiff.nn.norm import make_norm
 from unetdiff.nn.residual import merge_attention
 from unetdiff.spec import Norm, NormPlacement, Site
@@ -38,7 +39,7 @@ class PositionEmbedding(nn.Module):
         return x + position.to(x.dtype)
 
 
-class TransformerLayer(nn.Module):
+class TransformerLayer(Lean, nn.Module):
     """Self-attention, then a feed-forward branch at every position, each on a residual stream: (N, C, *space).
 
     Both read the stream through a layer norm over the channels of each position (none where the placement has no norm
@@ -72,5 +73,9 @@ class TransformerLayer(nn.Module):
 
     def forward(self, x: Tensor, embedding: Tensor | None = None) -> Tensor:
         x = self.attention(x)
-        inner = self.activation(self.widen(self.norm(x, embedding)))
-        return merge_attention(x, self.narrow(self.dropout(inner)), self.placement)
+        inner = self.widen(self.norm(x, embedding))
+        if self.recomputes(self.activation, self.dropout, self.narrow):
+            branch = recompute(inner, activation=self.activation, dropout=self.dropout, layer=self.narrow)
+        else:
+            branch = self.narrow(self.dropout(self.activation(inner)))
+        return merge_attention(x, branch, self.placement)

@@ -27,7 +27,8 @@ HASHED = 16  # samples that identify a data set
 # What may differ when a run goes on: where it is, what it writes, and how long; not what it computes.
 FREE = (
     "run_dir",
-    "model.gradient_checkpointing",
+    "model.memory",
+    "model.checkpoint_levels",
     "data.path",
     "data.more_paths",
     "data.workers",

@@ -73,13 +73,12 @@ def make_trainer(config: RunConfig, open_workload: Callable[[int], Workload]) ->
     unet = work.build(replace(work.spec, backbone=backbone))
     if work.initialise is not None:
         work.initialise(unet)
+    unet.set_memory(config.model.memory, config.model.checkpoint_levels)
     unet.to(device)  # pyright: ignore[reportArgumentType] # diffusers wraps `to` without its types
     first_alone(lambda: open_run_folder(config))
     runtime = first_alone(lambda: read_runtime(run) or _decide(config.train, unet, work, share, state.num_processes))
     together(lambda: check_same_data(runtime.data, work.data, run))
     first_alone(lambda: _describe(run, runtime, unet))
-    if config.model.gradient_checkpointing:
-        unet.enable_gradient_checkpointing()
     accelerator = make_accelerator(runtime.precision, config.train.tracker, str(run))
     accelerator.init_trackers("unetdiff", config={"run": run.name, "parameters": runtime.parameters})
 
