@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from unetdiff.models.frozen_features import FrozenFeatures, at_full_size, at_positions
 from unetdiff.models.plan import Plan
 from unetdiff.models.unet import UNet, UNetOutput, count_parameters
-from unetdiff.spec import UNetSpec
+from unetdiff.spec import Memory, UNetSpec
 
 LEAST_DEVIATION = 1e-6
 """Features that vary less than this are left as they are."""
@@ -177,6 +177,10 @@ class FeatureNetwork(ModelMixin, ConfigMixin):
             f"{self.features.denoiser.plan}\n\nfrozen; read at timesteps {list(self.features.timesteps)}: {read}\n"
             f"{len(self.ensemble)} networks {shape} per position: {count_parameters(self.ensemble):,} parameters"
         )
+
+    def set_memory(self, memory: Memory, checkpoint_levels: Collection[int] | None = None) -> None:
+        """Choose what training keeps of the denoiser's passes; frozen, it keeps nothing. See `UNet.set_memory`."""
+        self.features.denoiser.set_memory(memory, checkpoint_levels)
 
     def describe(self) -> str:
         """What the denoiser passes on of its input; see `UNet.describe`."""

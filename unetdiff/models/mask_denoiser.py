@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from unetdiff.models.plan import Plan
 from unetdiff.models.unet import UNet, UNetOutput
-from unetdiff.spec import UNetSpec
+from unetdiff.spec import Memory, UNetSpec
 
 
 @dataclass(frozen=True)
@@ -115,6 +115,12 @@ class MaskDenoiser(ModelMixin, ConfigMixin):
     def plan(self) -> MaskPlan:
         """Every step of both networks, with parameters and operations."""
         return MaskPlan(self.denoiser.plan, None if self.image_encoder is None else self.image_encoder.plan)
+
+    def set_memory(self, memory: Memory, checkpoint_levels: Collection[int] | None = None) -> None:
+        """Choose what training keeps between forward and backward pass; see `UNet.set_memory`."""
+        for network in (self.denoiser, self.image_encoder):
+            if network is not None:
+                network.set_memory(memory, checkpoint_levels)
 
     def describe(self) -> str:
         """Which paths pass on the amplitude and the mean of the input, of the network that is told the timestep."""

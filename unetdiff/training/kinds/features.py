@@ -166,9 +166,8 @@ def _beginning(
 
 def features_workload(config: SegmentConfig, batch_size: int) -> Workload:
     """The data, the network and the task of a run."""
-    if config.model.timestep is not None or config.model.gradient_checkpointing:
-        raise ValueError("model.kind features reads neither model.timestep nor model.gradient_checkpointing: see "
-                         "features.timesteps")  # fmt: skip
+    if config.model.timestep is not None or config.model.memory != "lean":
+        raise ValueError("model.kind features reads neither model.timestep nor model.memory: see features.timesteps")
     data = open_pairs(config.data)
     loader = partial(training_loader, weighted(data.train, config.objective), config.data)
     settings, initialise = _beginning(config, data, loader)
