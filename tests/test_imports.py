@@ -20,6 +20,7 @@ ORDER = [
     ["presets"],
     ["diffusion.options", "segmentation.options"],
     ["run_config"],
+    ["precision"],
     ["data.mask_options"],
     ["config", "segment_config"],
     ["nn"],
