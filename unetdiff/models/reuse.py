@@ -94,6 +94,10 @@ def _needed(plan: Plan, entry: Step) -> set[str]:
     return needed
 
 
+_CHOSEN: dict[tuple[str, str | None], Cut] = {}
+"""Cuts by a network's settings and `cache_step`: to count operations takes a second."""
+
+
 class DividedUNet:
     """The two ways through a network divided at a skip: all of it, and its shallow part with a deep feature of before.
 
@@ -108,8 +112,10 @@ class DividedUNet:
     """
 
     def __init__(self, unet: UNet, cache_step: str | None = None):
-        plan = unet.plan
-        self.unet, self.cut = unet, choose_cut(plan, cache_step)
+        plan, settings = unet.layout, (unet.to_json_string(), cache_step)
+        if settings not in _CHOSEN:
+            _CHOSEN[settings] = choose_cut(unet.plan, cache_step)
+        self.unet, self.cut = unet, _CHOSEN[settings]
         self._modules, self._output = unet.step_modules(), plan.outputs[0]
         self._every = tuple(step for step in plan.steps if step.side != "head")
         self._kept = {key for step in plan.steps for key in (step.source, *step.takes)}
