@@ -80,7 +80,8 @@ def draw(rows: Sequence[Row], path: Path) -> None:
     plain, chance, *reused, real = rows
     with plot_style():
         canvas = Figure(figsize=(3.4 * len(PANELS), 3.4), dpi=110, layout="constrained")
-        for axes, (name, title) in zip(canvas.subplots(1, len(PANELS)), PANELS.items(), strict=True):
+        panels = canvas.subplots(1, len(PANELS))
+        for axes, (name, title) in zip(panels, PANELS.items(), strict=True):
             axes.axhline(real[name], color=MUTED, linewidth=0.8, linestyle=(0, (4, 2)), label="real test digits")
             axes.plot([1, 1], [plain[name], chance[name]], "x", color=MUTED, label="without reuse, two sets of seeds")
             for (colour, marker), step in zip(LOOKS, dict.fromkeys(row["cache_step"] for row in reused), strict=False):
@@ -91,6 +92,6 @@ def draw(rows: Sequence[Row], path: Path) -> None:
                     axes.annotate(str(row["interval"]), (speed, value), xytext=(4, 4), textcoords="offset points")
             axes.set_xlabel("speed over sampling without reuse")
             axes.set_title(title)
-        handles, labels = axes.get_legend_handles_labels()
+        handles, labels = panels[0].get_legend_handles_labels()
         canvas.legend(handles, labels, loc="outside lower center", ncols=len(labels))
         canvas.savefig(path, metadata={"Software": None})

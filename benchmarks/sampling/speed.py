@@ -91,7 +91,7 @@ class Networks:
     def _pipeline(self, sampler: SamplerName) -> tuple[Any, dict[str, Any]]:
         """A pipeline of diffusers and what it is called with; the noise follows the clipped x0, as it does here."""
         if sampler == "ddim":
-            solver = DDIMScheduler.from_config(SCHEDULE.config)
+            solver: Any = DDIMScheduler.from_config(SCHEDULE.config)
             return DDIMPipeline(self.theirs, solver), {"use_clipped_model_output": True}
         return DDPMPipeline(self.theirs, make_sampler(sampler, SCHEDULE)), {}
 

@@ -9,6 +9,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 from torch import nn
+from torch._dynamo.exc import InternalTorchDynamoError
 from torch.testing import assert_close
 
 from tests.networks import network, small_diffusers
@@ -110,7 +111,7 @@ def test_what_cannot_be_reused_is_refused_in_one_sentence(how, message):
 def test_a_network_that_does_not_compile_runs_as_it_is(monkeypatch):
     def broken(function, mode):
         def call(*arguments):
-            raise torch._dynamo.exc.InternalTorchDynamoError("no C++ compiler was found\nand more")
+            raise InternalTorchDynamoError("no C++ compiler was found\nand more")
 
         return call
 
@@ -163,7 +164,9 @@ def test_no_step_waits_for_the_gpu(sampler, cache_interval):
         torch.cuda.set_sync_debug_mode("error" if step < steps - 1 else "default")
 
     try:
-        images(unet=network("2d").cuda(), sampler=sampler, cache_interval=cache_interval, guidance=1.5, on_step=watch)
+        images(
+            unet=network("2d").to("cuda"), sampler=sampler, cache_interval=cache_interval, guidance=1.5, on_step=watch
+        )
     finally:
         torch.cuda.set_sync_debug_mode("default")
 
@@ -171,6 +174,6 @@ def test_no_step_waits_for_the_gpu(sampler, cache_interval):
 @cuda
 @pytest.mark.parametrize("cache_interval", [1, 2])
 def test_cuda_graphs_make_the_same_images(cache_interval):
-    unet = network("2d").cuda()
+    unet = network("2d").to("cuda")
     expected = images(unet=unet, cache_interval=cache_interval)
     assert_close(images(unet=unet, cache_interval=cache_interval, compiled=True), expected, rtol=0, atol=1e-3)

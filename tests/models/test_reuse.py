@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from typing import Any
 
 import pytest
 import torch
@@ -17,9 +18,9 @@ FEATURES += ["unpadded", "light_decoder", "strided_blocks", "transformer", "pret
 FEW = ["2d", "mixed", "pyramid_3d", "edm2", "supervised", "pretrained_convnext"]
 
 
-def call_of(unet: UNet) -> list:
+def call_of(unet: UNet) -> tuple[Any, Any, Any]:
     call = inputs(unet)
-    return [call["sample"], call.get("timestep"), call.get("class_labels")]
+    return call["sample"], call.get("timestep"), call.get("class_labels")
 
 
 @pytest.mark.parametrize("name", FEATURES)
@@ -37,7 +38,7 @@ def test_all_of_a_divided_network_is_the_network_bit_for_bit(name: str) -> None:
 def test_a_cached_call_is_the_network_with_the_deep_feature_replaced(name: str) -> None:
     unet = network(name)
     first = call_of(unet)
-    second = [first[0] + 1, None if first[1] is None else first[1] / 2, first[2]]
+    second = (first[0] + 1, None if first[1] is None else first[1] / 2, first[2])
     for cut in cuts(unet.plan):
         divided = unet.divide(cut.skip.key)
         deep = divided.full(*first)[1]

@@ -101,6 +101,8 @@ class _Prepared:
 
 def _compiled(function: Callable[..., Any], device: torch.device) -> Callable[..., Any]:
     """A function compiled, on a GPU as CUDA graphs; where that fails, itself, with a warning that says so."""
+    from torch._dynamo.exc import TorchDynamoException  # a second to import
+
     graphs = device.type == "cuda"
     fast: Callable[..., Any] | None = torch.compile(function, mode="reduce-overhead" if graphs else None)
 
@@ -114,7 +116,7 @@ def _compiled(function: Callable[..., Any], device: torch.device) -> Callable[..
             torch.compiler.cudagraph_mark_step_begin()
             result = fast(*arguments)  # in memory that the next call writes to
             return tuple(part.clone() for part in result) if isinstance(result, tuple) else result.clone()
-        except torch._dynamo.exc.TorchDynamoException as error:
+        except TorchDynamoException as error:
             fast = None
             reason = str(error).strip().partition("\n")[0]
             warnings.warn(f"the network was not compiled, and runs as it is: {reason}", stacklevel=2)
