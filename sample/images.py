@@ -6,9 +6,15 @@ import argparse
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING, get_args
 
 from unetdiff.command import CommandParser, run_command, user_errors
 from unetdiff.config import SAMPLER_NAMES
+from unetdiff.diffusion.options import SamplingPrecision
+
+if TYPE_CHECKING:
+    from unetdiff.diffusion.denoiser import Fast
+    from unetdiff.runs import Run
 
 
 def arguments(given: Sequence[str]) -> argparse.Namespace:
@@ -24,11 +30,40 @@ def arguments(given: Sequence[str]) -> argparse.Namespace:
     parser.add_argument("--guidance", type=float, default=1.0, help="scale of classifier-free guidance, 1 for none")
     parser.add_argument("--batch_size", type=int, default=32, help="samples at a time (default %(default)s)")
     parser.add_argument("--size", type=int, nargs="+", help="spatial size (default: that of the training data)")
+    parser.add_argument("--cache_interval", type=int, default=1, help="compute the network's deep part in every so "
+                        "manieth call only: faster, at a price in quality (default %(default)s: in all)")  # fmt: skip
+    parser.add_argument("--cache_step", metavar="KEY", help="step of the encoder, as plan.txt names it, down to which "
+                        "every call computes all (default: one that costs up to a quarter)")  # fmt: skip
+    parser.add_argument("--precision", choices=[*get_args(SamplingPrecision), "auto"], default="float32",
+                        help="auto times both first (default %(default)s)")  # fmt: skip
+    parser.add_argument("--compile", action="store_true", help="compile the network; pays for many samples")
     parser.add_argument("--checkpoint", help="a checkpoint of the run, such as step-00001000 (default: the newest)")
     parser.add_argument("--weights", default="ema", help="ema, ema:1 (a further average) or raw (default %(default)s)")
     parser.add_argument("--animate", action="store_true", help="write the denoising as denoising.gif")
     parser.add_argument("--out", required=True, type=Path, metavar="DIR", help="where to write")
-    return parser.parse_args(given)
+    options = parser.parse_args(given)
+    if options.size and len(options.size) == 1:
+        options.size = options.size[0]
+    return options
+
+
+def fast(options: argparse.Namespace, run: Run) -> Fast:
+    """How the network is called; the first process decides on the precision where that is open, and says so."""
+    from unetdiff.diffusion.denoiser import choose_sampling_precision
+    from unetdiff.training.processes import first_alone
+
+    def choose() -> SamplingPrecision:
+        how = {"size": options.size, "batch_size": options.batch_size, "guided": options.guidance != 1}
+        choice = choose_sampling_precision(run.unet, **how)
+        print(f"precision {choice.precision}: {choice.reason}")
+        return choice.precision  # pyright: ignore[reportReturnType] # one of the two
+
+    return {
+        "cache_interval": options.cache_interval,
+        "cache_step": options.cache_step,
+        "precision": first_alone(choose) if options.precision == "auto" else options.precision,
+        "compiled": options.compile,
+    }
 
 
 def main() -> int:
@@ -71,9 +106,10 @@ def main() -> int:
             sampler=options.sampler,
             steps=options.steps,
             seed=options.seed,
-            size=options.size[0] if options.size and len(options.size) == 1 else options.size,
+            size=options.size,
             batch_size=options.batch_size,
             on_step=on_step,
+            **fast(options, run),
         )
         bar.close()
     if state.is_main_process:

@@ -161,6 +161,9 @@ SAMPLING_MISTAKES = {
     "guidance": (["{run}", "--guidance", "2", "--labels", "none"], "guidance"),
     "checkpoint": (["{run}", "--checkpoint", "step-1"], "step-00000006"),
     "number": (["{run}", "--num", "0"], "num is 0"),
+    "interval": (["{run}", "--cache_interval", "0"], "cache_interval is 0"),
+    "divided at": (["{run}", "--cache_interval", "2", "--cache_step", "level9"], "cache_step is 'level9'; expected"),
+    "divided without reuse": (["{run}", "--cache_step", "stem"], "'stem' needs a cache_interval above 1"),
 }
 
 
@@ -188,9 +191,12 @@ def test_sampling_writes_what_it_says(digits: Path, tmp_path: Path, run_script) 
         "--animate",
         "--seed",
         "4",
+        "--precision",
+        "auto",
     ]
-    code, _, errors = run_script("sample/images.py", *words, "--out", str(out))
+    code, said, errors = run_script("sample/images.py", *words, "--out", str(out))
     assert code == 0, errors
+    assert "a call of the network takes" in said
     stored = np.load(out / "samples.npz")
     assert stored["images"].shape == (6, 16, 16, 1)
     assert stored["images"].dtype == np.uint8
@@ -203,7 +209,8 @@ def test_sampling_writes_what_it_says(digits: Path, tmp_path: Path, run_script) 
 
 
 def test_sampling_does_not_depend_on_the_batch_or_the_processes(digits: Path, tmp_path: Path) -> None:
-    words = ["sample/images.py", str(digits), "--num", "7", "--steps", "4", "--sampler", "ddpm", "--out"]
+    words = ["sample/images.py", str(digits), "--num", "7", "--steps", "4", "--sampler", "ddpm"]
+    words += ["--cache_interval", "3", "--out"]
     for name, more, processes in (("whole", [], 1), ("parts", ["--batch_size", "2"], 1), ("shared", [], 2)):
         done = command(*words, str(tmp_path / name), *more, processes=processes)
         assert done.returncode == 0, done.stderr

@@ -20,6 +20,7 @@ ORDER = [
     ["presets"],
     ["diffusion.options", "segmentation.options"],
     ["run_config"],
+    ["precision"],
     ["data.mask_options", "feature_options", "mask_diffusion_options", "noise_options", "objective_options"],
     ["config", "joint_options", "segment_config"],
     ["pipeline_config"],

@@ -8,6 +8,7 @@ TargetName = Literal["epsilon", "x0", "v"]
 WeightingName = Literal["uniform", "min_snr", "truncated_snr"]
 VarianceName = Literal["fixed", "learned"]
 ScheduleName = Literal["linear", "cosine", "zero_terminal_snr", "one_level"]
+SamplingPrecision = Literal["float32", "bf16"]
 SamplerName = Literal["ddpm", "ddim", "dpmpp", "dpmpp_sde", "unipc", "euler", "euler_ancestral", "heun"]
 
 # Each row: the choices that do not go together, and why.

@@ -7,7 +7,7 @@ import inspect
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Unpack
 
 import diffusers
 import torch
@@ -16,10 +16,12 @@ from diffusers import DDPMScheduler
 from diffusers.utils.torch_utils import randn_tensor
 from torch import Tensor, nn
 
+from unetdiff.diffusion.denoiser import Fast, denoisers, weights_cast_once
 from unetdiff.diffusion.guidance import Denoiser, classifier_free, clip_x0
+from unetdiff.diffusion.network import Network
 from unetdiff.diffusion.options import SamplerName
 from unetdiff.diffusion.process import Betas, Preconditioned, process_of
-from unetdiff.diffusion.schedule import Schedule, draws_samples, split_variance
+from unetdiff.diffusion.schedule import Schedule, draws_samples, on_device, split_variance
 
 # (step from 0, number of steps, x_t at the scale of `Process.picture`, predicted x0), both (N, C, *space)
 OnStep = Callable[[int, int, Tensor, Tensor], None]
@@ -141,7 +143,8 @@ def sample(
     """Draw one sample per seed: (N, C, *space), float32 on `device`, not clamped.
 
     All noise of sample i, of the start and of every step, comes from a CPU generator with seed i, so it is the same
-    on every device and in every batch. Memory does not grow with the number of steps.
+    on every device and in every batch. Memory does not grow with the number of steps. On a GPU no step waits for it,
+    but for steps that add noise, which come from the CPU, and those of UniPC.
 
     Args:
         denoise: of the target that `scheduler.config.prediction_type` names; a learned variance in its output is
@@ -155,8 +158,9 @@ def sample(
         on_step: called in every step, with nothing kept afterwards.
     """
     solver = copy.deepcopy(scheduler)
-    process = process_of(solver)
-    process.set_timesteps(steps)
+    process_of(solver).set_timesteps(steps)
+    # The solver computes its factors on the CPU; what meets samples on their device is moved there once.
+    process, times = process_of(on_device(solver, device)), solver.timesteps.to(device)
     count, channels = len(solver.timesteps), shape[0]
     takes_variance = _takes_variance(solver)
     generators = [torch.Generator().manual_seed(seed) for seed in seeds]
@@ -165,7 +169,7 @@ def sample(
     x = start * solver.init_noise_sigma
     for index, timestep in enumerate(solver.timesteps):
         x_t = solver.scale_model_input(x, timestep)
-        timesteps = timestep.to(device).expand(len(seeds))
+        timesteps = times[index].expand(len(seeds))
         output = denoise(x_t, timesteps, labels).float()
         prediction, variance = split_variance(output, channels)
         if takes_variance and variance is None:
@@ -196,6 +200,7 @@ def sample_images(
     batch_size: int = 32,
     clip: bool = True,
     on_step: OnStep | None = None,
+    **fast: Unpack[Fast],
 ) -> Tensor:
     """Draw `num` images (or signals, or volumes) from a trained network: CPU float32 (num, C, *space) in [-1, 1].
 
@@ -215,88 +220,31 @@ def sample_images(
         clip: keep the network's own x0 predictions in [-1, 1] at every step, which removes errors; what guidance
             makes of them is left alone, since clipping that spoils samples. The result is clamped either way.
         on_step: called in every step of every batch.
+        fast: cache_interval, cache_step, precision, compiled: see `Fast`.
 
     Raises:
         ValueError: labels that the network does not know, or needs and did not get; guidance without a null class
-            or labels; an unknown sampler, a number of steps, images or a size that cannot be; a single noise level.
+            or labels; an unknown sampler, a number of steps, images or a size that cannot be; a single noise level; deep
+            features to reuse that the network does not have.
     """
-    network = _Network.of(unet)
+    network = Network.of(unet)
     _check_counts(scheduler, num=num, batch_size=batch_size, steps=steps)
     classes = network.labels(labels, guidance)
     shape = (network.channels, *network.space(size))
-    solver = make_sampler(sampler, scheduler)
-    denoise = _as_denoiser(unet)
-    denoise = clip_x0(denoise, scheduler) if clip else denoise
-    denoise = classifier_free(denoise, guidance, null_class=network.num_classes)
-    device = next(unet.parameters()).device
+    solver, begin, device = make_sampler(sampler, scheduler), denoisers(unet, **fast), next(unet.parameters()).device
+    schedule = on_device(scheduler, device)
 
     def batch(indices: Sequence[int]) -> Tensor:
+        denoise = clip_x0(begin(), schedule) if clip else begin()
+        guided = classifier_free(denoise, guidance, null_class=network.num_classes)
         chosen = None if classes is None else torch.tensor([classes[i % len(classes)] for i in indices], device=device)
-        seeds = [seed + i for i in indices]
-        x0 = sample(
-            denoise, solver, shape=shape, seeds=seeds, steps=steps, labels=chosen, device=device, on_step=on_step
-        )
-        return x0.clamp(-1, 1).cpu()
+        how = {"shape": shape, "steps": steps, "labels": chosen, "device": device, "on_step": on_step}
+        return sample(guided, solver, seeds=[seed + i for i in indices], **how).clamp(-1, 1).cpu()
 
     own = range(dist.get_rank(), num, dist.get_world_size()) if _is_distributed() else range(num)
-    with _evaluating(unet):
+    with _evaluating(unet), weights_cast_once(device):
         parts = [batch(own[first : first + batch_size]) for first in range(0, len(own), batch_size)]
     return _gather(torch.cat([torch.empty(0, *shape), *parts]), num, device)
-
-
-@dataclass(frozen=True)
-class _Network:
-    """What the configuration of a network says about its samples and classes."""
-
-    channels: int
-    dims: int
-    sample_size: int | Sequence[int] | None
-    num_classes: int
-    null_class: bool
-
-    @classmethod
-    def of(cls, unet: Any) -> _Network:
-        config = unet.config
-        return cls(
-            channels=config["in_channels"],
-            dims=config.get("dims", 2),
-            sample_size=config.get("sample_size"),
-            num_classes=config.get("num_classes", config.get("num_class_embeds")) or 0,
-            null_class=bool(config.get("null_class", False)),
-        )
-
-    def space(self, size: int | Sequence[int] | None) -> tuple[int, ...]:
-        """The spatial size of the samples, or ValueError."""
-        size = self.sample_size if size is None else size
-        if size is None:
-            raise ValueError("The network's configuration names no sample_size: give size.")
-        space = (size,) * self.dims if isinstance(size, int) else tuple(size)
-        if len(space) != self.dims or min(space) < 1:
-            raise ValueError(f"size {list(space)} is not {self.dims} positive numbers, the network's dimensions.")
-        return space
-
-    def labels(self, labels: int | Sequence[int] | None, guidance: float) -> list[int] | None:
-        """The labels to cycle through, None for a network without classes, or ValueError."""
-        if guidance != 1 and not (self.num_classes and self.null_class):
-            raise ValueError(f"guidance {guidance} needs a network trained with a null class, this one has none.")
-        if labels is None:
-            return self._unconditional(guidance)
-        if not self.num_classes:
-            raise ValueError(f"labels {labels} were given, but the network has no classes.")
-        chosen = [labels] if isinstance(labels, int) else list(labels)
-        outside = [label for label in chosen if not 0 <= label < self.num_classes]
-        if outside or not chosen:
-            raise ValueError(f"labels {outside} are not classes of the network, 0 to {self.num_classes - 1}.")
-        return chosen
-
-    def _unconditional(self, guidance: float) -> list[int] | None:
-        if guidance != 1:
-            raise ValueError(f"guidance {guidance} needs labels to guide towards.")
-        if self.num_classes and not self.null_class:
-            raise ValueError(
-                f"The network was trained with labels only: give labels, from 0 to {self.num_classes - 1}."
-            )
-        return [self.num_classes] if self.num_classes else None
 
 
 def _check_counts(scheduler: Schedule, *, num: int, batch_size: int, steps: int) -> None:
@@ -311,15 +259,6 @@ def _check_counts(scheduler: Schedule, *, num: int, batch_size: int, steps: int)
             raise ValueError(f"{name} is {value}; it must be at least 1.")
     if not 1 <= steps <= most_steps:
         raise ValueError(f"steps is {steps}; it must be from 1 to {most_steps}, the timesteps of its schedule.")
-
-
-def _as_denoiser(unet: nn.Module) -> Denoiser:
-    dtype = next(unet.parameters()).dtype
-
-    def denoise(x_t: Tensor, timestep: Tensor, class_labels: Tensor | None) -> Tensor:
-        return unet(x_t.to(dtype), timestep, class_labels=class_labels).sample.float()
-
-    return denoise
 
 
 @contextmanager

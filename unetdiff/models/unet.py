@@ -5,7 +5,7 @@ from __future__ import annotations
 import inspect
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, ClassVar, get_args
+from typing import TYPE_CHECKING, Any, ClassVar, get_args
 
 import torch
 from diffusers import ConfigMixin, ModelMixin
@@ -24,6 +24,9 @@ from unetdiff.nn.norm import make_norm
 from unetdiff.presets import preset
 from unetdiff.spec import Memory, PaddingMode, UNetSpec
 from unetdiff.typed import from_json
+
+if TYPE_CHECKING:
+    from unetdiff.models.reuse import DividedUNet
 
 
 @dataclass
@@ -299,6 +302,12 @@ class UNet(ModelMixin, ConfigMixin):
         from unetdiff.models.paths import describe
 
         return describe(self._plan)
+
+    def divide(self, cache_step: str | None = None) -> DividedUNet:
+        """This network divided at a skip, so that its deep features can be reused (see `models.reuse`)."""
+        from unetdiff.models.reuse import DividedUNet
+
+        return DividedUNet(self, cache_step)
 
     def step_modules(self) -> dict[str, nn.Module]:
         """The module of every step of the plan by its key."""

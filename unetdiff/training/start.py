@@ -15,11 +15,12 @@ from unetdiff.data.loader import Batch
 from unetdiff.files import read_json, write_text
 from unetdiff.levels import Backbone
 from unetdiff.models.unet import UNet
+from unetdiff.precision import PrecisionChoice
 from unetdiff.run_config import RunConfig, TrainConfig
 from unetdiff.runs import checkpoints
 from unetdiff.spec import UNetSpec
 from unetdiff.training.loop import Task, Trainer
-from unetdiff.training.precision import PrecisionChoice, check_precision, choose_precision
+from unetdiff.training.precision import check_precision, choose_precision
 from unetdiff.training.processes import device_of, first_alone, make_accelerator, start_processes, together
 from unetdiff.training.run_folder import Runtime, check_same_data, open_run_folder, read_runtime, versions
 from unetdiff.typed import plain
