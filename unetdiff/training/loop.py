@@ -115,26 +115,35 @@ class Trainer:
             ValueError: the folder's checkpoint is of another network or further than asked for; data that cannot be
                 read.
         """
-        start = self._restore()
+        start = self.restore()
         try:
             with catching_stop(self.request):
-                if start < self.config.steps:
-                    self.begin(start)
-                for step in range(start, self.config.steps):
-                    stop = self.training_step(step)
-                    self._after(step + 1)
-                    if stop and step + 1 < self.config.steps:
-                        self._stop(step + 1)
+                for done, stop in self.steps(start):
+                    if stop and done < self.config.steps:
+                        self._stop(done)
             self._finish(start)
         finally:
-            if self.stream is not None:
-                self.stream.close()
-            self.agreement.close()
-            self.log.close()
-            release_run_folder(self.run)
+            self.close()
         return self.config.steps
 
-    def _restore(self) -> int:
+    def close(self) -> None:
+        """Stop what loads batches, end the log, and let go of the run folder."""
+        if self.stream is not None:
+            self.stream.close()
+        self.agreement.close()
+        self.log.close()
+        release_run_folder(self.run)
+
+    def steps(self, start: int) -> Iterator[tuple[int, bool]]:
+        """The steps from `start` on with what follows each: how many are done, whether a stop was asked for."""
+        if start < self.config.steps:
+            self.begin(start)
+        for step in range(start, self.config.steps):
+            stop = self.training_step(step)
+            self._after(step + 1)
+            yield step + 1, stop
+
+    def restore(self) -> int:
         """Load the newest checkpoint and open the log; returns the steps done so far."""
         if self.main:
             clear_leftovers(self.run)
