@@ -43,8 +43,8 @@ class Inference:
     overlap: share of a tile that the next one covers as well. blend: `gaussian`, tiles blended where they overlap, or
     `mirror`, the overlap-tile strategy of Ronneberger et al. 2015: every position from one tile, which sees half the
     overlap beyond it. flips: the spatial axes whose mirrorings are averaged, undone; classes or shapes that a flip
-    exchanges must not be (see `with_flips`). batch: tiles at a time; None: as many as hold 2^18 positions together (2^16
-    on a machine without accelerator), at least one.
+    exchanges must not be (see `with_flips`). batch: tiles at a time; None: as many as hold 2^18 positions together
+    (2^16 without an accelerator), at least one.
     """
 
     tile: int | None = None

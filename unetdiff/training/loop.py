@@ -96,8 +96,6 @@ class Trainer:
             weight_decay=self.config.weight_decay,
             fused=self.accelerator.device.type in ("cpu", "cuda"),
         )
-        if self.config.compile:
-            self.unet.compile()
         self.network, self.optimizer = self.accelerator.prepare(self.unet, optimizer)
         self.averages = WeightAverages(self.unet, self.ema)
         scaler = self.accelerator.scaler
