@@ -48,13 +48,13 @@ def choose_precision(
     seconds: dict[bool, list[float]] = {False: [], True: []}
     for _ in range(repeats + 1):
         for low in (False, True):
-            seconds[low].append(time_step(twin, loss, device, low))
+            seconds[low].append(_time_step(twin, loss, device, low))
     full, half = (min(times[1:]) for times in (seconds[False], seconds[True]))
     measured = f"a forward and backward pass takes {half * 1e3:.0f} ms in bf16, {full * 1e3:.0f} ms in float32"
     return PrecisionChoice("bf16" if half <= WORTH * full else "float32", measured)
 
 
-def time_step(module: nn.Module, loss: Callable[[nn.Module], Tensor], device: torch.device, low: bool) -> float:
+def _time_step(module: nn.Module, loss: Callable[[nn.Module], Tensor], device: torch.device, low: bool) -> float:
     """Seconds for one forward and backward pass."""
     _wait(device)
     start = time.perf_counter()
