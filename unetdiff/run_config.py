@@ -22,6 +22,7 @@ from unetdiff.spec import Architecture, Memory
 from unetdiff.typed import check_at_least, check_types
 
 Precision = Literal["auto", "float32", "bf16", "fp16"]
+Switch = Literal["auto", "on", "off"] | bool  # YAML reads on and off as true and false
 GROUPS = (
     *("model", "diffusion", "objective", "data", "train", "ema", "sampling", "evaluation"),
     *("features", "probe", "mask_diffusion", "noise_input", "joint", "unlabelled"),
@@ -87,7 +88,9 @@ class TrainConfig:
         weight_decay: of AdamW.
         gradient_clip: largest norm of the gradient.
         precision: `auto` times a few steps in float32 and in bf16 and takes what pays; stored with the run.
-        compile: compile the network with torch.compile.
+        compile: the network, by torch.compile: `on`, `off`, or `auto`, which times a compiled copy where the run takes
+            over 10 minutes and compiles where that pays; stored with the run. Where it fails, the run goes on without.
+        channels_last: keep the weights of convolutions channels-last: `on`, `off`, or `auto`, likewise.
         checkpoint_every: steps between checkpoints.
         keep_checkpoints: how many to keep.
         log_every: steps between lines in metrics.jsonl.
@@ -111,7 +114,8 @@ class TrainConfig:
     weight_decay: float = 0.0
     gradient_clip: float = 1.0
     precision: Precision = "auto"
-    compile: bool = False
+    compile: Switch = "auto"
+    channels_last: Switch = "auto"
     checkpoint_every: int = 1000
     keep_checkpoints: int = 2
     log_every: int = 10

@@ -18,7 +18,9 @@ from unetdiff.data.masks import MaskEncoding
 from unetdiff.files import read_json, write_folder, write_json
 
 if TYPE_CHECKING:
+    import torch
     from diffusers import ModelMixin
+    from torch import nn
 
     from unetdiff.diffusion.schedule import Schedule
     from unetdiff.models.unet import UNet
@@ -125,7 +127,11 @@ def write_network(folder: Path, unet: UNet, beside: Companions, step: int | None
     the scheduler in its own. `step` is how long the network was trained, where that is known.
     """
     (folder / INDEX).unlink(missing_ok=True)
-    write_folder(folder / "unet", lambda inner: unet.save_pretrained(inner))
+    hook = unet.register_state_dict_post_hook(_make_contiguous)
+    try:
+        write_folder(folder / "unet", lambda inner: unet.save_pretrained(inner))
+    finally:
+        hook.remove()
     write_json(folder / FORMAT, beside.format.to_dict())
     if beside.masks is not None:
         write_json(folder / MASKS, {"encoding": beside.masks.to_dict(), "settings": dict(beside.settings)})
@@ -135,6 +141,12 @@ def write_network(folder: Path, unet: UNet, beside: Companions, step: int | None
     if beside.scheduler is not None:
         index |= _write_scheduler(folder, beside.scheduler)
     write_json(folder / INDEX, index)
+
+
+def _make_contiguous(_module: nn.Module, weights: dict[str, torch.Tensor], _prefix: str, _about: Any) -> None:
+    """What safetensors takes: contiguous tensors, which those kept channels-last are not."""
+    for name, tensor in weights.items():
+        weights[name] = tensor.contiguous()
 
 
 def _write_scheduler(folder: Path, scheduler: Schedule) -> dict[str, Any]:

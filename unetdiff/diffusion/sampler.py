@@ -224,8 +224,8 @@ def sample_images(
 
     Raises:
         ValueError: labels that the network does not know, or needs and did not get; guidance without a null class
-            or labels; an unknown sampler, a number of steps, images or a size that cannot be; a single noise level; deep
-            features to reuse that the network does not have.
+            or labels; an unknown sampler, a number of steps, images or a size that cannot be; one noise level;
+            deep features to reuse that the network does not have.
     """
     network = Network.of(unet)
     _check_counts(scheduler, num=num, batch_size=batch_size, steps=steps)

@@ -147,12 +147,23 @@ def target_name(scheduler: Any) -> TargetName:
     raise ValueError(f"prediction_type {scheduler.config.prediction_type!r} is not one of {known}.")
 
 
+def _table(scheduler: Any, device: torch.device) -> Tensor:
+    """A scheduler's alpha_bar of all timesteps on a device, moved there once: a copy makes the host wait."""
+    source = scheduler.alphas_cumprod
+    if source.device == device:
+        return source
+    kept = vars(scheduler).get("_kept_table")
+    if kept is None or kept[0] is not source or kept[1].device != device:
+        kept = scheduler._kept_table = (source, source.to(device))
+    return kept[1]
+
+
 def alpha_bar(scheduler: Any, timesteps: Tensor) -> Tensor:
     """The signal's share of the variance of x_t at timesteps (N,) in 0..T-1: (N,), float32, in [0, 1].
 
     Between two timesteps (some solvers ask there) the log SNR is interpolated linearly, as diffusers does it.
     """
-    table = scheduler.alphas_cumprod.to(timesteps.device)
+    table = _table(scheduler, timesteps.device)
     if not timesteps.is_floating_point():
         return table[timesteps]
     below = timesteps.floor().long()

@@ -18,7 +18,9 @@ from unetdiff.segmentation.tiles import Predict, WindowedImage, predict_tiles
 Scores = Callable[[Tensor], Tensor]
 """Images (n, C, *space) float32 in [-1, 1] to scores (n, K, *output)."""
 
-_POSITIONS_AT_ONCE = 2**18  # that tiles of one call hold together, unless it is one tile
+# How many positions tiles of one call hold together, unless it is one tile: an accelerator needs several to be busy,
+# a CPU is as fast one by one, in a quarter of the memory (benchmarks/results/speed).
+_ON_ACCELERATOR, _ON_CPU = 2**18, 2**16
 
 
 class Sizes(Protocol):
@@ -41,8 +43,8 @@ class Inference:
     overlap: share of a tile that the next one covers as well. blend: `gaussian`, tiles blended where they overlap, or
     `mirror`, the overlap-tile strategy of Ronneberger et al. 2015: every position from one tile, which sees half the
     overlap beyond it. flips: the spatial axes whose mirrorings are averaged, undone; classes or shapes that a flip
-    exchanges must not be (see `with_flips`). batch: tiles at a time; None: as many as hold 2^18 positions together, at
-    least one.
+    exchanges must not be (see `with_flips`). batch: tiles at a time; None: as many as hold 2^18 positions together
+    (2^16 without an accelerator), at least one.
     """
 
     tile: int | None = None
@@ -127,7 +129,8 @@ def predict_rows(
             found = predict(values[None])[0].cpu()
         yield 0, found  # outside: a generator that waits inside would leave gradients off for everyone
         return
-    batch = inference.batch or max(_POSITIONS_AT_ONCE // prod(tiles.tile), 1)
+    most = _ON_ACCELERATOR if torch.accelerator.is_available() else _ON_CPU
+    batch = inference.batch or max(most // prod(tiles.tile), 1)
     for start, rows in predict_tiles(predict, image, tiles, batch):
         yield start, torch.from_numpy(rows)
 
@@ -136,5 +139,11 @@ def predict_image(
     predict: Predict, image: Tensor, inference: Inference, multiple: tuple[int, ...], sizes: Sizes | None = None
 ) -> Tensor:
     """Class probabilities (K, *space) of one image (C, *space) in [-1, 1], on the CPU; see `predict_rows`."""
-    rows = [part for _, part in predict_rows(predict, ArrayImage(image.numpy()), inference, multiple, sizes)]
-    return torch.cat(rows, dim=1)
+    result = torch.empty(0)
+    for start, rows in predict_rows(predict, ArrayImage(image.numpy()), inference, multiple, sizes):
+        if rows.shape[1] == image.shape[1]:
+            return rows
+        if not result.numel():
+            result = torch.empty(rows.shape[0], *image.shape[1:])
+        result[:, start : start + rows.shape[1]] = rows
+    return result

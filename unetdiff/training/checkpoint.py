@@ -45,7 +45,7 @@ def save_checkpoint(run: Path, step: int, state: TrainingState, beside: Companio
             write_network(inner, state.unet, beside, step)
         save_file(_contiguous(state.unet.state_dict()), inner / RAW_WEIGHTS)
         for profile in range(1, len(state.averages.averages)):
-            save_file(state.averages.state(profile), inner / AVERAGE.format(profile))
+            save_file(_contiguous(state.averages.state(profile)), inner / AVERAGE.format(profile))
         scaler = None if state.scaler is None else state.scaler.state_dict()
         torch.save({"optimizer": state.optimizer.state_dict(), "scaler": scaler}, inner / OPTIMIZER)
 

@@ -45,10 +45,19 @@ class WeightAverages:
         self.averages = [[parameter.detach().clone() for parameter in self.parameters] for _ in range(count)]
 
     @torch.no_grad()
-    def update(self, step: int) -> None:
-        """Take in the weights after optimizer step `step` (counted from 1)."""
+    def update(self, step: int, skipped: Tensor | None = None) -> None:
+        """Take in the weights after optimizer step `step` (counted from 1).
+
+        skipped: (), 1 where the step was left out, which leaves the averages as they are, else 0; on the device, so
+        that nobody waits for it. None: it was not.
+        """
         for average, decay in zip(self.averages, decays(self.config, step), strict=True):
-            torch._foreach_lerp_(average, self.parameters, 1 - decay)
+            if skipped is None:
+                torch._foreach_lerp_(average, self.parameters, 1 - decay)
+            else:
+                change = torch._foreach_sub(self.parameters, average)
+                torch._foreach_mul_(change, (1 - skipped) * (1 - decay))
+                torch._foreach_add_(average, change)
 
     @contextmanager
     def swapped(self, profile: int = 0) -> Iterator[None]:

@@ -35,6 +35,7 @@ from unetdiff.training.log import RunLog, keep_metrics_until
 from unetdiff.training.processes import Agreement, StopRequest, catching_stop, first_alone, kept_to_the_end, together
 from unetdiff.training.run_folder import release_run_folder
 from unetdiff.training.schedule import learning_rate
+from unetdiff.training.skipping import SkipTally
 
 Batch = dict[str, Tensor]
 FP16_GRACE = 16  # steps that the scaler may skip while it halves its first scale, 2^16, down to what fits
@@ -96,14 +97,14 @@ class Trainer:
             weight_decay=self.config.weight_decay,
             fused=self.accelerator.device.type in ("cpu", "cuda"),
         )
-        if self.config.compile:
-            self.unet.compile()
         self.network, self.optimizer = self.accelerator.prepare(self.unet, optimizer)
         self.averages = WeightAverages(self.unet, self.ema)
         scaler = self.accelerator.scaler
         self.state = TrainingState(self.unet, optimizer, self.averages, scaler)
         self.agreement = Agreement()
-        self.norm = torch.zeros(())
+        device = self.accelerator.device
+        self.norm = torch.zeros((), device=device)
+        self.tally = SkipTally(device) if device.type == "cuda" and scaler is None else None
         self.main = self.accelerator.is_main_process
         kept_to_the_end.append(self.network if self.agreement.several else None)
 
@@ -115,26 +116,35 @@ class Trainer:
             ValueError: the folder's checkpoint is of another network or further than asked for; data that cannot be
                 read.
         """
-        start = self._restore()
+        start = self.restore()
         try:
             with catching_stop(self.request):
-                if start < self.config.steps:
-                    self.begin(start)
-                for step in range(start, self.config.steps):
-                    stop = self.training_step(step)
-                    self._after(step + 1)
-                    if stop and step + 1 < self.config.steps:
-                        self._stop(step + 1)
+                for done, stop in self.steps(start):
+                    if stop and done < self.config.steps:
+                        self._stop(done)
             self._finish(start)
         finally:
-            if self.stream is not None:
-                self.stream.close()
-            self.agreement.close()
-            self.log.close()
-            release_run_folder(self.run)
+            self.close()
         return self.config.steps
 
-    def _restore(self) -> int:
+    def close(self) -> None:
+        """Stop what loads batches, end the log, and let go of the run folder."""
+        if self.stream is not None:
+            self.stream.close()
+        self.agreement.close()
+        self.log.close()
+        release_run_folder(self.run)
+
+    def steps(self, start: int) -> Iterator[tuple[int, bool]]:
+        """The steps from `start` on with what follows each: how many are done, whether a stop was asked for."""
+        if start < self.config.steps:
+            self.begin(start)
+        for step in range(start, self.config.steps):
+            stop = self.training_step(step)
+            self._after(step + 1)
+            yield step + 1, stop
+
+    def restore(self) -> int:
         """Load the newest checkpoint and open the log; returns the steps done so far."""
         if self.main:
             clear_leftovers(self.run)
@@ -171,7 +181,11 @@ class Trainer:
     def _fetch(self) -> list[Batch]:
         """This process's micro-batches of the next step, on the device; `ValueError` for data that cannot be read."""
         assert self.stream is not None
-        parts = [next(self.stream) for _ in range(self.config.accumulation)]
+        return self._take(self.stream)
+
+    def _take(self, stream: Generator[Batch]) -> list[Batch]:
+        """The micro-batches of a step, on the device."""
+        parts = [next(stream) for _ in range(self.config.accumulation)]
         return [{name: self._to_device(name, tensor) for name, tensor in batch.items()} for batch in parts]
 
     def _to_device(self, name: str, tensor: Tensor) -> Tensor:
@@ -196,20 +210,37 @@ class Trainer:
         norm = self.accelerator.clip_grad_norm_(self.network.parameters(), config.gradient_clip)
         assert norm is not None
         failure = self._fetch_next(step)  # while a GPU still works on this step
-        facts = (not torch.isfinite(norm + loss), failure is not None, self.request.signal > 0)
-        bad, unread, stop = self.agreement.totals(*map(int, facts))
+        bad = ~torch.isfinite(norm + loss)
+        facts = (failure is not None, self.request.signal > 0, self.tally is None and bool(bad))
+        unread, stop, skip = self.agreement.totals(*map(int, facts))
         if unread:
             raise ValueError(next(text for text in self.agreement.collect(failure) if text))
-        if bad:
+        if skip:
             self._skip(step, micro)
-        else:
+        elif self.tally is None:
             self.bad_in_a_row = 0
-            self.optimizer.step()
-            self.averages.update(step + 1)
-            self.losses.append(loss)
-            self.norm = norm.detach()
+            self._apply(step, loss, norm.detach())
+        else:
+            self._apply_on_device(self.tally, step, loss, norm.detach(), bad)
         self.optimizer.zero_grad(set_to_none=True)
         return stop > 0
+
+    def _apply(self, step: int, loss: Tensor, norm: Tensor, skipped: Tensor | None = None) -> None:
+        """The optimizer's step, the averages, the figures of the step."""
+        self.optimizer.step()
+        self.averages.update(step + 1, skipped)
+        self.losses.append(loss)
+        self.norm = norm
+
+    def _apply_on_device(self, tally: SkipTally, step: int, loss: Tensor, norm: Tensor, bad: Tensor) -> None:
+        """As `_apply`, where the GPU decides whether the step is left out, and the host does not wait to know."""
+        skipped = self.accelerator.reduce(bad.float(), "sum")
+        assert isinstance(skipped, Tensor)
+        tally.take(skipped.clamp(max=1), step)
+        self.state.optimizer.found_inf = tally.skipped  # pyright: ignore # the fused kernel then changes nothing
+        left_out = tally.skipped > 0
+        loss = torch.where(left_out, torch.nan, loss)
+        self._apply(step, loss, torch.where(left_out, self.norm, norm), tally.skipped)
 
     def _fetch_next(self, step: int) -> str | None:
         """Fetch the next step's batches; what was wrong with them, if anything."""
@@ -236,8 +267,29 @@ class Trainer:
         limit = self.config.non_finite_limit + (FP16_GRACE if half else 0)
         if 1 < self.bad_in_a_row < limit:
             return  # the first and the last of a row are looked into: it takes another forward pass
+        self._explain(step, f"step {step + 1} skipped, its loss or gradient is not finite", micro, limit)
+
+    def _look_back(self, done: int) -> None:
+        """Learn what the GPU left out since the last look; say where the first of it began; give up after too many."""
+        assert self.tally is not None
+        found, limit = self.tally.read(), self.config.non_finite_limit
+        known, self.bad_in_a_row = self.bad_in_a_row > 0, found.row
+        self.skipped += found.count
+        if not found.count or (known and found.longest < limit):
+            return
+        stream = self.batches(found.first)  # batches are a function of the step
+        micro = [(batch, self._dropout_seed(found.first, part)) for part, batch in enumerate(self._take(stream))]
+        stream.close()
+        others = f" and {found.count - 1} more up to step {done}" if found.count > 1 else ""
+        text = f"step {found.first + 1}{others} skipped, with a loss or gradient that is not finite"
+        self.bad_in_a_row = max(found.row, found.longest)
+        self._explain(found.first, text, micro, limit)
+        self.bad_in_a_row = found.row
+
+    def _explain(self, step: int, what: str, micro: list[tuple[Batch, int]], limit: int) -> None:
+        """Say why steps were left out; end the training where there were `limit` in a row."""
         causes = self._causes(micro)
-        text = f"step {step + 1} skipped, its loss or gradient is not finite; {causes}"
+        text = f"{what}; {causes}"
         self.log.say(text)
         self.log.write("note", step + 1, text=text)
         if self.bad_in_a_row >= limit:
@@ -264,11 +316,14 @@ class Trainer:
         """What comes after a step, `done` being the number of steps so far."""
         config, last = self.config, done == self.config.steps
         self.log.step_done()
-        if (done % config.log_every == 0 or last) and self.losses:
-            self._log(done)
-        before = time.perf_counter()
+        logs = done % config.log_every == 0 or last
         # In a row of bad steps the weights may be what is wrong: the last good checkpoint stays the newest until then.
         self.checkpoint_due |= done % config.checkpoint_every == 0
+        if self.tally is not None and (logs or self.checkpoint_due):
+            self._look_back(done)
+        if logs and self.losses:
+            self._log(done)
+        before = time.perf_counter()
         if last or (self.checkpoint_due and not self.bad_in_a_row):
             self._save(done)
         if last or (config.validate_every and done % config.validate_every == 0):
@@ -278,8 +333,11 @@ class Trainer:
         self.log.pause(time.perf_counter() - before)
 
     def _log(self, done: int) -> None:
-        mean = self.accelerator.reduce(torch.stack(self.losses).mean(), "mean")
+        mean = self.accelerator.reduce(torch.stack(self.losses).nanmean(), "mean")  # NaN: left out
         assert isinstance(mean, Tensor)
+        self.losses.clear()
+        if mean.isnan():
+            return
         self.log.training(
             done,
             loss=float(mean),
@@ -287,7 +345,6 @@ class Trainer:
             learning_rate=learning_rate(self.config, done - 1),
             skipped=self.skipped,
         )
-        self.losses.clear()
 
     def _validate(self, done: int) -> None:
         with self.averages.swapped(), self._evaluating():

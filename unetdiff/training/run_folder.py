@@ -45,6 +45,8 @@ FREE = (
     "train.tracker",
     "train.processes",
     "train.non_finite_limit",
+    "train.compile",  # decided once: what the run holds goes on
+    "train.channels_last",
     "sampling",
 )
 
@@ -135,12 +137,15 @@ class Runtime:
 
     precision: Precision
     precision_reason: str
-    compile: bool
     device: str
     processes: int
     parameters: int
     versions: dict[str, str]
     data: dict[str, Any]
+    compile: bool = False
+    compile_reason: str = ""
+    channels_last: bool = False
+    channels_last_reason: str = ""
 
     def write(self, folder: Path) -> None:
         """Store it with the run."""

@@ -6,10 +6,12 @@ import os
 import platform
 from collections.abc import Callable, Generator
 from dataclasses import dataclass, replace
+from functools import cache
 from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor, nn
 
 from unetdiff.data.loader import Batch
 from unetdiff.files import read_json, write_text
@@ -19,13 +21,14 @@ from unetdiff.precision import PrecisionChoice
 from unetdiff.run_config import RunConfig, TrainConfig
 from unetdiff.runs import checkpoints
 from unetdiff.spec import UNetSpec
+from unetdiff.training.form import Trial, choose_forms, no_compiler, to_channels_last
 from unetdiff.training.loop import Task, Trainer
 from unetdiff.training.precision import check_precision, choose_precision
 from unetdiff.training.processes import device_of, first_alone, make_accelerator, start_processes, together
 from unetdiff.training.run_folder import Runtime, check_same_data, open_run_folder, read_runtime, versions
 from unetdiff.typed import plain
 
-TIMED_BATCH = 16  # samples that decide on the precision
+TIMED_BATCH = 16  # samples that decide on the precision and the form, at most, on a CPU
 
 
 def build_unet(spec: UNetSpec) -> UNet:
@@ -80,6 +83,7 @@ def make_trainer(config: RunConfig, open_workload: Callable[[int], Workload]) ->
     runtime = first_alone(lambda: read_runtime(run) or _decide(config.train, unet, work, share, state.num_processes))
     together(lambda: check_same_data(runtime.data, work.data, run))
     first_alone(lambda: _describe(run, runtime, unet))
+    _take_form(unet, runtime)
     accelerator = make_accelerator(runtime.precision, config.train.tracker, str(run))
     accelerator.init_trackers("unetdiff", config={"run": run.name, "parameters": runtime.parameters})
 
@@ -135,21 +139,51 @@ def _set_determinism(wanted: bool) -> None:
 def _decide(train: TrainConfig, unet: UNet, work: Workload, share: int, processes: int) -> Runtime:
     """What the run decides for itself, once."""
     device = unet.device
-    choice = PrecisionChoice(train.precision, "set by train.precision")
-    if train.precision == "auto":
-        batch = next(work.loader(batch_size=min(share, TIMED_BATCH), seed=0, workers=0, prepare=work.task.prepare))
+    samples = share if device.type == "cuda" else min(share, TIMED_BATCH)
+
+    @cache
+    def loss() -> Callable[[nn.Module], Tensor]:
+        """Of a batch that decides."""
+        batch = next(work.loader(batch_size=samples, seed=0, workers=0, prepare=work.task.prepare))
         moved = {name: tensor.to(device) for name, tensor in batch.items()}
-        choice = choose_precision(unet, lambda network: work.task.loss(network, moved), device)
-        print(f"precision {choice.precision}: {choice.reason}")
+        return lambda network: work.task.loss(network, moved)
+
+    choice = PrecisionChoice(train.precision, "set by train.precision")
+    said = []
+    if train.precision == "auto":
+        choice = choose_precision(unet, loss(), device)
+        said.append(f"precision {choice.precision}: {choice.reason}")
+    low, passes = choice.precision != "float32", train.steps * train.accumulation * share // samples
+    layout, compiled = choose_forms(
+        train.channels_last, train.compile, lambda: Trial(unet, unet.layout.dims, loss(), device, low, passes)
+    )
+    for name, form in (("channels-last", layout), ("compilation", compiled)):
+        said += [f"{name} {'on' if form.on else 'off'}: {form.reason}"] if form.told else []
+    if said:
+        print("; ".join(said))
     name = torch.cuda.get_device_name() if device.type == "cuda" else platform.processor() or platform.machine()
     parameters = sum(parameter.numel() for parameter in unet.parameters())
     return Runtime(
         precision=choice.precision,
         precision_reason=choice.reason,
-        compile=train.compile,
+        compile=compiled.on,
+        compile_reason=compiled.reason,
+        channels_last=layout.on,
+        channels_last_reason=layout.reason,
         device=f"{device.type} ({name}, {torch.get_num_threads()} threads)",
         processes=processes,
         parameters=parameters,
         versions=versions(),
         data=work.data,
     )
+
+
+def _take_form(unet: UNet, runtime: Runtime) -> None:
+    """Put the network into the form that the run decided on; where nothing compiles any more, say so."""
+    if runtime.channels_last:
+        to_channels_last(unet, unet.layout.dims)
+    missing = no_compiler(unet.device) if runtime.compile else None
+    if missing is not None:
+        first_alone(lambda: print(f"compilation off: {missing}"))
+    elif runtime.compile:
+        unet.compile()
