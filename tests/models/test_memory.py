@@ -13,7 +13,7 @@ from diffusers import UNet2DModel
 from torch import Tensor
 from torch.testing import assert_close
 
-from benchmarks.train_memory import allocated, bytes_kept
+from benchmarks.speed.memory import allocated, bytes_kept
 from tests.networks import NETWORKS, every_output, inputs, network
 from unetdiff import UNet
 from unetdiff.models import cost
@@ -124,7 +124,7 @@ def test_gradients_of_gradients_need_the_plain_form() -> None:
 
 
 def small_pair() -> tuple[UNet, UNet2DModel]:
-    """The networks of `benchmarks/train_step.py`, an eighth as wide, and with less attention."""
+    """The networks of `the bench's `train_step``, an eighth as wide, and with less attention."""
     ours = UNet.from_preset("ddpm_cifar10", channels=[32, 64, 64, 64])
     theirs = UNet2DModel(
         sample_size=32,

@@ -13,8 +13,8 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor, nn
 
-from unetdiff.run_config import Switch
 from unetdiff.precision import WORTH
+from unetdiff.run_config import Switch
 
 Loss = Callable[[nn.Module], Tensor]
 
