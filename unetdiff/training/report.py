@@ -248,7 +248,7 @@ def _curves(train: Sequence[Record]) -> str:
 def _pictured(settings: Record) -> str:
     """What pictures of such a run show."""
     kinds = {"joint": "Predictions and samples"}
-    kind = (settings.get("model") or {}).get("kind")
+    kind = str((settings.get("model") or {}).get("kind"))
     return kinds.get(kind, "Predictions") if _is_segmentation(settings) else "Samples"
 
 
