@@ -25,12 +25,12 @@ from unetdiff.data.scenes import SCENE_CLASSES, scenes
 from unetdiff.data.sources import open_source
 from unetdiff.diffusion.sampler import sample_images
 from unetdiff.figures import grid, stacked
-from unetdiff.files import write_json, write_text
+from unetdiff.files import read_json, write_json, write_text
 from unetdiff.joint_options import JointConfig
 from unetdiff.mask_figures import image_plane, label_plane, panels
 from unetdiff.members import members_of
 from unetdiff.run_config import RunConfig
-from unetdiff.runs import Run, load_run
+from unetdiff.runs import Run, load_run, step_of
 from unetdiff.segment_config import SegmentConfig, UnlabelledConfig, parse_segment
 from unetdiff.segmentation.metrics import MetricOptions, SegmentationMetrics
 from unetdiff.training.denoise import denoise_workload, denoising_trainer
@@ -80,8 +80,10 @@ def segmenter_of(config: SegmentConfig, folder: Path, steps: int) -> SegmentConf
     )
 
 
-def train(config: RunConfig, make: Callable[[Any], Trainer]) -> float:
-    """Train a run to its end; the processor seconds of that, 0 for a run that had ended."""
+def cpu_seconds(result: Path, config: RunConfig, make: Callable[[Any], Trainer]) -> float:
+    """Train a run to its end; the processor seconds of that, those of its result where it had ended before."""
+    if step_of(config.folder) == config.train.steps and result.is_file():
+        return read_json(result)["cpu_seconds"]
     start = time.process_time()
     make(config).fit()
     return time.process_time() - start
@@ -145,7 +147,7 @@ def measure(config: SegmentConfig, folder: Path) -> dict[str, dict[str, Any]]:
     results: dict[str, dict[str, Any]] = {"test scenes": {"frechet_distance": floor}}
     shown, found = [images[:SHOWN]], {}
     for name, (settings, make) in arms.items():
-        spent = train(settings, make)
+        spent = cpu_seconds(RESULTS / f"{name}.json", settings, make)
         run = load_run(settings.folder)
         figures: dict[str, Any] = {"steps": settings.train.steps, "batch_size": settings.train.batch_size,
                                    "cpu_seconds": round(spent, 1)}  # fmt: skip

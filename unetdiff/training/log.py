@@ -90,6 +90,7 @@ class RunLog:
         self.paused += seconds
 
     def close(self) -> None:
-        """End the progress bar and the tracker."""
+        """End the progress bar and the tracker; processes stay together, for what may follow the run."""
         self.bar.close()
-        self.accelerator.end_training()
+        for tracker in self.accelerator.trackers:
+            tracker.finish()
