@@ -163,10 +163,9 @@ def test_no_step_waits_for_the_gpu(sampler, cache_interval):
     def watch(step, steps, x_t, x0):
         torch.cuda.set_sync_debug_mode("error" if step < steps - 1 else "default")
 
+    unet = nn.Module.cuda(network("2d"))
     try:
-        images(
-            unet=network("2d").to("cuda"), sampler=sampler, cache_interval=cache_interval, guidance=1.5, on_step=watch
-        )
+        images(unet=unet, sampler=sampler, cache_interval=cache_interval, guidance=1.5, on_step=watch)
     finally:
         torch.cuda.set_sync_debug_mode("default")
 
