@@ -163,10 +163,9 @@ def test_no_step_waits_for_the_gpu(sampler, cache_interval):
     def watch(step, steps, x_t, x0):
         torch.cuda.set_sync_debug_mode("error" if step < steps - 1 else "default")
 
+    unet = nn.Module.cuda(network("2d"))
     try:
-        images(
-            unet=network("2d").to("cuda"), sampler=sampler, cache_interval=cache_interval, guidance=1.5, on_step=watch
-        )
+        images(unet=unet, sampler=sampler, cache_interval=cache_interval, guidance=1.5, on_step=watch)
     finally:
         torch.cuda.set_sync_debug_mode("default")
 
@@ -174,6 +173,6 @@ def test_no_step_waits_for_the_gpu(sampler, cache_interval):
 @cuda
 @pytest.mark.parametrize("cache_interval", [1, 2])
 def test_cuda_graphs_make_the_same_images(cache_interval):
-    unet = network("2d").to("cuda")
+    unet = nn.Module.cuda(network("2d"))
     expected = images(unet=unet, cache_interval=cache_interval)
     assert_close(images(unet=unet, cache_interval=cache_interval, compiled=True), expected, rtol=0, atol=1e-3)
