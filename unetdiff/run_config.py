@@ -89,8 +89,9 @@ class TrainConfig:
         gradient_clip: largest norm of the gradient.
         precision: `auto` times a few steps in float32 and in bf16 and takes what pays; stored with the run.
         compile: the network, by torch.compile: `on`, `off`, or `auto`, which times a compiled copy where the run takes
-            over 10 minutes and compiles where that pays; stored with the run. Where it fails, the run goes on without.
-        channels_last: keep the weights of convolutions channels-last: `on`, `off`, or `auto`, likewise.
+            over an hour and compiles where that pays; stored with the run. Where it fails, the run goes on without.
+        channels_last: keep the weights of convolutions channels-last: `on`, `off`, or `auto`, which times both where
+            the run takes over 10 minutes; stored with the run.
         checkpoint_every: steps between checkpoints.
         keep_checkpoints: how many to keep.
         log_every: steps between lines in metrics.jsonl.

@@ -124,6 +124,7 @@ def plain_batches(folder: Path, batch_size: int) -> Iterator[Tensor]:
 
     file = next(path for path in sorted(folder.glob("*.parquet")) if "train" in path.name)
     rows = datasets.load_dataset("parquet", data_files=str(file), split="train")
+    rows = rows.cast_column("img", datasets.Image())
 
     def prepared(examples: dict) -> dict:
         pixels = [torch.from_numpy(np.array(image.convert("RGB"))).permute(2, 0, 1) for image in examples["img"]]

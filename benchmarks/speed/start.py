@@ -62,7 +62,8 @@ def processes(programs: dict[str, list[str]], rounds: int) -> dict[str, tuple[Sp
 
 def seconds_to_first_step(folder: Path, config: str, *settings: str) -> float:
     """From the start of `train/denoise.py` until the line of its first step is in metrics.jsonl; then it is ended."""
-    words = ["train/denoise.py", config, "--run_dir", str(folder), "--train.log_every", "1", *settings]
+    words = ["train/denoise.py", config, "--run_dir", str(folder), "--train.log_every", "1", "--train.steps", "10"]
+    words += settings
     metrics = folder / "metrics.jsonl"
     start = time.perf_counter()
     quiet = subprocess.DEVNULL

@@ -52,6 +52,7 @@ def test_short_runs_try_nothing() -> None:
     assert [choice.on for choice in choices] == [False, False]
     assert not any(choice.told for choice in choices)
     assert "less than 10 minutes" in choices[0].reason
+    assert "less than 60 minutes" in choices[1].reason
 
 
 def test_what_is_set_is_not_timed() -> None:
@@ -106,6 +107,7 @@ def test_the_choice_is_remembered(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
 ) -> None:
     monkeypatch.setattr(form, "LONG", 0.0)
+    monkeypatch.setattr(form, "LONGER", 0.0)
     monkeypatch.setattr(Trial, "beside", lambda self, other, name: form.Choice(name == "channels-last", name, True))
     monkeypatch.setenv("CXX", "no-such-compiler")
     trainer(tmp_path / "run")

@@ -18,8 +18,8 @@ from unetdiff.run_config import Switch
 
 Loss = Callable[[nn.Module], Tensor]
 
-LONG = 600.0
-"""Seconds that a run must last for `auto` to try forms out: a compilation alone takes one to two minutes."""
+LONG, LONGER = 600.0, 3600.0
+"""Seconds that a run must last for `auto` to try channels-last, and to compile, which takes minutes itself."""
 
 MEMORY_FORMATS = {2: torch.channels_last, 3: torch.channels_last_3d}
 """By the number of spatial axes."""
@@ -67,10 +67,10 @@ class Trial:
         """A copy in training mode."""
         return copy.deepcopy(self.unet).train()
 
-    def is_short(self) -> bool:
-        """Whether the run is over before trying forms out has paid; one pass is for warming up."""
+    def whole(self) -> float:
+        """Seconds that the run will take, roughly; the first pass is for warming up."""
         twin = self.twin()
-        return min(self.seconds(twin) for _ in range(2)) * self.passes < LONG
+        return min(self.seconds(twin) for _ in range(2)) * self.passes
 
     def beside(self, other: nn.Module, name: str) -> Choice:
         """Time another form and the network as it is, in turn; take the other where it pays."""
@@ -98,10 +98,10 @@ def choose_forms(channels_last: Switch, compiled: Switch, make_trial: Callable[[
     if wanted[0] is not None and wanted[1] is False:
         return _as_set(wanted[0], "channels_last"), _as_set(wanted[1], "compile")
     trial = make_trial()
-    short = None in wanted and trial.is_short()
-    layout = _layout(wanted[0], trial, short)
+    whole = trial.whole() if None in wanted else 0.0
+    layout = _layout(wanted[0], trial, whole)
     held = to_channels_last(trial.twin(), trial.dims) if layout.on else trial.unet
-    return layout, _compiled(wanted[1], replace(trial, unet=held), short)
+    return layout, _compiled(wanted[1], replace(trial, unet=held), whole)
 
 
 def to_channels_last(module: nn.Module, dims: int) -> nn.Module:
@@ -122,21 +122,25 @@ def _as_set(on: bool, setting: str) -> Choice:
     return Choice(on, f"set by train.{setting}")
 
 
-def _layout(wanted: bool | None, trial: Trial, short: bool) -> Choice:
+def _too_short(limit: float) -> Choice:
+    return Choice(False, f"not tried: the run takes less than {limit / 60:.0f} minutes")
+
+
+def _layout(wanted: bool | None, trial: Trial, whole: float) -> Choice:
     if wanted is not None:
         return _as_set(wanted, "channels_last")
     if trial.dims not in MEMORY_FORMATS:
         return Choice(False, "there is no such form of signals")
-    if short:
-        return Choice(False, f"not tried: the run takes less than {LONG / 60:.0f} minutes")
+    if whole < LONG:
+        return _too_short(LONG)
     return trial.beside(to_channels_last(trial.twin(), trial.dims), "channels-last")
 
 
-def _compiled(wanted: bool | None, trial: Trial, short: bool) -> Choice:
+def _compiled(wanted: bool | None, trial: Trial, whole: float) -> Choice:
     if wanted is False:
         return _as_set(False, "compile")
-    if wanted is None and short:
-        return Choice(False, f"not tried: the run takes less than {LONG / 60:.0f} minutes")
+    if wanted is None and whole < LONGER:
+        return _too_short(LONGER)
     missing = no_compiler(trial.device)
     if missing is not None:
         return Choice(False, missing, told=wanted is True)
