@@ -62,8 +62,16 @@ def by_position(run: Run, image: np.ndarray, count: int, seed: int) -> np.ndarra
     return (draws >= upper).sum(1)
 
 
+def drawn_from_noise(run: Run, image: np.ndarray, count: int, seed: int) -> np.ndarray:
+    """Masks (count, *space) by a network that draws them."""
+    masks = segment(run, image, masks=count, seed=seed).masks
+    assert masks is not None
+    return masks
+
+
 WAYS: dict[str, dict[str, Draw]] = {
     "logits": {"most probable class": most_probable, "each position drawn": by_position},
+    "diffusion": {"masks drawn": drawn_from_noise},
 }
 """How masks are drawn from a run, by its `model.kind` and by what the table calls the way."""
 
