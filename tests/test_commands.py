@@ -13,6 +13,7 @@ from PIL import Image
 
 from tests.networks import small_diffusers
 from tests.runs import ROOT, command, command_arguments, fit, one_sentence
+from unetdiff.pipeline_config import read_pipeline
 
 
 def write_png(path: Path, shape: Sequence[int] = (8, 8, 3), value: int = 7) -> Path:
@@ -269,6 +270,9 @@ def test_every_settings_file_is_accepted(path: Path) -> None:
     header = path.read_text().split("\n", 1)[0]
     script = header.split()[2]
     assert header.startswith(f"# python {script} configs/{path.name}")
+    if script == "train/pipeline.py":
+        assert read_pipeline(str(path), None).stages
+        return
     assert script in ("train/denoise.py", "train/segment.py")
     done = command(script, str(path), "--print_config")
     assert done.returncode == 0, done.stderr

@@ -77,14 +77,15 @@ MATRIX = [row for row in product(TARGETS, WEIGHTINGS, VARIANCES, SCHEDULES) if _
 def test_matrix_of_targets_weights_variances_and_schedules(target, weighting, variance, schedule):
     loss = objective(schedule, target=target, weighting=weighting, variance=variance)
     x0, noise = pair()
+    timesteps = TIMESTEPS.clamp(max=loss.scheduler.config["num_train_timesteps"] - 1)
     half = torch.zeros(1) if variance == "learned" else None
     denoise = off_by(loss.scheduler, target, x0, noise, ERROR, half)
-    losses = loss.loss_per_sample(denoise, x0, noise, TIMESTEPS, None)
-    ratio = snr(loss.scheduler, TIMESTEPS)
+    losses = loss.loss_per_sample(denoise, x0, noise, timesteps, None)
+    ratio = snr(loss.scheduler, timesteps)
     expected = X0_WEIGHTS[target, weighting](ratio) * ERROR**2
     if variance == "learned":
-        x_t = add_noise(loss.scheduler, x0, noise, TIMESTEPS)
-        expected = expected + loss.variational_bound(x0, x_t, TIMESTEPS, x0 + ERROR, torch.zeros_like(x0))
+        x_t = add_noise(loss.scheduler, x0, noise, timesteps)
+        expected = expected + loss.variational_bound(x0, x_t, timesteps, x0 + ERROR, torch.zeros_like(x0))
     assert_close(losses.loss, expected, rtol=2e-3, atol=1e-6)
     assert_close(losses.unweighted, X0_WEIGHTS[target, "uniform"](ratio) * ERROR**2, rtol=2e-3, atol=1e-6)
 

@@ -26,6 +26,7 @@ def test_what_has_no_meaning_is_refused_and_nothing_else():
         for target, weighting, variance, schedule_name in product(*CHOICES)
         if (schedule_name == "zero_terminal_snr" and (target == "epsilon" or weighting == "min_snr"))
         or (target == "epsilon" and weighting == "truncated_snr" and schedule_name == "cosine")
+        or (schedule_name == "one_level" and (weighting != "uniform" or variance == "learned"))
     }
 
 

@@ -185,7 +185,7 @@ REFUSED: dict[str, dict[str, Any]] = {
     "has no meaning": {"diffusion": {"target": "epsilon", "schedule": "zero_terminal_snr"}},
     "mask_diffusion.scale is 0": {"diffusion": {"scale": 0.0}},
     "mask_diffusion.steps is 30": {"diffusion": {"steps": 30, "num_train_timesteps": 20}},
-    "mask_diffusion is read by model.kind diffusion, not by logits": {
+    "mask_diffusion.steps is of kind diffusion; model.kind is logits": {
         "model": {"kind": "logits"}, "diffusion": {"steps": 3},
     },
 }  # fmt: skip

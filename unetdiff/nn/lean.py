@@ -74,6 +74,11 @@ def _known(layer: nn.Module) -> bool:
         known = _known(layer.depthwise) and _known(layer.pointwise)
     else:
         known = type(layer) in _KNOWN or isinstance(layer, LinearMap)
+    weight = getattr(layer, "weight", None)
+    if weight is not None and weight.is_meta:
+        return (
+            False  # a copy without storage, in which operations are counted one by one; autocast knows no meta device
+        )
     hooks = (layer._forward_hooks, layer._forward_pre_hooks, layer._backward_hooks, layer._backward_pre_hooks)
     return known and not any(hooks)
 
