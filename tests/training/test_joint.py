@@ -82,6 +82,7 @@ def test_resumed_equals_uninterrupted_bit_for_bit(straight: Path, tmp_path: Path
     assert_close(left_behind(tmp_path / "run"), left_behind(straight), rtol=0, atol=0)
 
 
+@pytest.mark.slow
 def test_kill_changes_nothing(tmp_path: Path) -> None:
     plan = {"steps": 40, "checkpoint_every": 5}
     alone, run = tmp_path / "alone", tmp_path / "killed"
@@ -97,6 +98,7 @@ def test_kill_changes_nothing(tmp_path: Path) -> None:
     assert_close(left_behind(run), left_behind(alone), rtol=0, atol=0)
 
 
+@pytest.mark.slow
 def test_several_processes_reach_weights_and_figures_of_one(straight: Path, tmp_path: Path) -> None:
     done = command("train/segment.py", *words(tmp_path / "two", processes=2), processes=2)
     assert done.returncode == 0, done.stderr

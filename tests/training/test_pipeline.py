@@ -91,6 +91,7 @@ def test_a_finished_pipeline_does_nothing_more(finished: Path, run_script) -> No
     assert files == {path: path.stat().st_mtime_ns for path in (finished / "out").rglob("*") if path.is_file()}
 
 
+@pytest.mark.slow
 def test_killed_anywhere_it_ends_as_if_it_had_not_been(tmp_path: Path) -> None:
     """Killed in the first run and in the second; each time the same command."""
     (tmp_path / "alone").mkdir()
@@ -116,6 +117,7 @@ def test_killed_anywhere_it_ends_as_if_it_had_not_been(tmp_path: Path) -> None:
     assert (out / "masks" / "metrics.json").is_file()
 
 
+@pytest.mark.slow
 def test_changed_masks_are_made_anew_and_changed_runs_refused(finished: Path, tmp_path: Path, run_script) -> None:
     folder = copied(finished, tmp_path)
     code, output, errors = run_script("train/pipeline.py", str(write(folder, {"masks.limit": 1})))
@@ -138,6 +140,7 @@ def test_changed_masks_are_made_anew_and_changed_runs_refused(finished: Path, tm
     assert output.count("finished before") == 1
 
 
+@pytest.mark.slow
 def test_several_processes(finished: Path, tmp_path: Path) -> None:
     done = command("train/pipeline.py", str(write(tmp_path)), processes=2)
     assert done.returncode == 0, done.stderr
