@@ -65,6 +65,9 @@ def test_the_answer_is_the_mean_of_the_members(dims: int) -> None:
     assert_close(found.softmax(1).flatten(2), single.mean(1))
     assert_close(found.exp(), found.softmax(1))
     assert single.std(1).max() > 1e-3  # members that are alike would hide an error
+    apart = every_place(dims, 2, 3).clone()
+    apart[:, 1] = apart[:, 1].flip(-1)
+    assert_close(network(given, apart).sample.softmax(2)[:, 1], single[:, 1].flip(-1))
     each = torch.stack([one.exp() for one in network.answers(given)], dim=1)
     assert_close(each.flatten(3), single)
 
@@ -125,6 +128,9 @@ def test_blocks_in_any_order_and_of_any_side_are_read() -> None:
     blocks = ["decoder.level0_block0", "middle.middle_block0", "encoder.level0_block0", "encoder.stem"]
     network = FeatureNetwork(body.spec.to_json(), blocks, [20], SIGNALS[:1], 3, 2, [6])
     redraw(network).eval()
+    network.set_statistics(images(2))
+    for level in network._levels(images(2)):
+        assert_close(level.mean((0, 2, 3)), torch.zeros(level.shape[1]), atol=1e-4, rtol=0)
     single = network(images(2), every_place(2, 2, 2)).sample.softmax(2).mean(1)
     assert_close(network(images(2)).sample.softmax(1).flatten(2), single)
     assert len(network.mean) == sum(step.out_channels for step in network.features.steps)
