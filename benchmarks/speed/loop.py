@@ -23,7 +23,8 @@ from benchmarks.speed.results import Found, Row, Table, Target
 from benchmarks.speed.timing import Timing, compare
 from unetdiff.config import parse_denoise
 from unetdiff.training.denoise import denoising_trainer
-from unetdiff.training.loop import Batch, Task, Trainer
+from unetdiff.training.loop import Trainer
+from unetdiff.training.task import Batch, Task
 
 ROOT = Path(__file__).parents[2]
 OVERHEAD, FASTER = 1.03, 3.0  # what the loop may take over the bare step; what the loader must do at least

@@ -11,17 +11,15 @@ import time
 from collections.abc import Callable, Generator, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Protocol
 
 import torch
 from accelerate import Accelerator
-from PIL import Image
-from torch import Tensor, nn
+from torch import Tensor
 
 from unetdiff.data.order import key
 from unetdiff.models.unet import UNet
 from unetdiff.run_config import EmaConfig, TrainConfig
-from unetdiff.runs import Companions, write_network
+from unetdiff.runs import write_network
 from unetdiff.training.checkpoint import (
     TrainingState,
     clear_leftovers,
@@ -36,34 +34,9 @@ from unetdiff.training.processes import Agreement, StopRequest, catching_stop, f
 from unetdiff.training.run_folder import release_run_folder
 from unetdiff.training.schedule import learning_rate
 from unetdiff.training.skipping import SkipTally
+from unetdiff.training.task import Batch, Task
 
-Batch = dict[str, Tensor]
 FP16_GRACE = 16  # steps that the scaler may skip while it halves its first scale, 2^16, down to what fits
-
-
-class Task(Protocol):
-    """What a network is trained to do: the loop knows nothing more of it."""
-
-    @property
-    def beside(self) -> Companions:
-        """What is stored with the network."""
-        ...
-
-    def prepare(self, batch: Batch) -> Batch:
-        """The batch with its random draws, a function of its `position`; called where batches are loaded."""
-        ...
-
-    def loss(self, network: nn.Module, batch: Batch) -> Tensor:
-        """The mean loss of a prepared batch, a scalar; its only randomness is the network's dropout."""
-        ...
-
-    def validate(self, network: UNet, accelerator: Accelerator) -> dict[str, Any] | None:
-        """Figures on held-out data, each process with its share, the same in all; None without such data."""
-        ...
-
-    def picture(self, network: UNet) -> Image.Image | None:
-        """What the network makes at present; called in every process."""
-        ...
 
 
 @dataclass

@@ -22,10 +22,11 @@ from unetdiff.run_config import RunConfig, TrainConfig
 from unetdiff.runs import checkpoints
 from unetdiff.spec import UNetSpec
 from unetdiff.training.form import Trial, choose_forms, no_compiler, to_channels_last
-from unetdiff.training.loop import Task, Trainer
+from unetdiff.training.loop import Trainer
 from unetdiff.training.precision import check_precision, choose_precision
 from unetdiff.training.processes import device_of, first_alone, make_accelerator, start_processes, together
 from unetdiff.training.run_folder import Runtime, check_same_data, open_run_folder, read_runtime, versions
+from unetdiff.training.task import Task
 from unetdiff.typed import plain
 
 TIMED_BATCH = 16  # samples that decide on the precision and the form, at most, on a CPU
