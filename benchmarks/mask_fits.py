@@ -77,6 +77,8 @@ def fit(network: nn.Module, work: Workload, config: SegmentConfig, bf16: bool) -
         with torch.autocast(device.type, torch.bfloat16, enabled=bf16):
             loss = work.task.loss(network, batch)
         loss.backward()
+        for parameter in work.task.held(network, step):  # pyright: ignore[reportArgumentType] # called as ours
+            parameter.grad = None
         torch.nn.utils.clip_grad_norm_(network.parameters(), train.gradient_clip)
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)

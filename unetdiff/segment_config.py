@@ -17,6 +17,8 @@ from unetdiff.objective_options import ObjectiveConfig
 from unetdiff.run_config import NetworkConfig, RunConfig, parse_settings
 from unetdiff.typed import changed_fields, check_at_least, check_types
 
+Frozen = Literal["none", "encoder", "body"]
+
 READ_BY_KINDS: dict[str, tuple[str, ...]] = {
     "features": ("features",),
     "mask_diffusion": ("diffusion",),
@@ -52,18 +54,30 @@ class SegmentModelConfig(NetworkConfig):
             and with it everything that conditioned the denoiser. With `noise_input`, that of predictions, or a list,
             over which their probabilities are averaged. Of kind `joint`, what it is told with images to segment
             (none: 0).
+        freeze: with `init_from` and kind `logits`, the part of the network whose weights the first `freeze_steps` steps
+            leave as they are: `encoder`, all but the decoder and the output, or `body`, all but the output (first
+            probing, then fine-tuning: Kumar et al. 2022, https://arxiv.org/abs/2202.10054).
+        freeze_steps: how many.
         time_embedding: as of every network; `none` where nothing conditions it, and of kind `diffusion` `sinusoidal`.
     """
 
     kind: Literal["logits", "features", "diffusion", "joint"] = "logits"
     init_from: str | None = None
     timestep: int | list[int] | None = None
+    freeze: Frozen = "none"
+    freeze_steps: int = 0
     time_embedding: TimeEmbedding = "none"
 
     def __post_init__(self) -> None:
         super().__post_init__()
         if self.kind in TWO_TASKS and self.init_from is not None:
             raise ValueError(f"model.init_from is not for kind {self.kind}, which learns both tasks from the start")
+        check_at_least(self, 0, "freeze_steps")
+        if (self.freeze == "none") != (self.freeze_steps == 0):
+            held = f"model.freeze is {self.freeze} and model.freeze_steps {self.freeze_steps}"
+            raise ValueError(f"{held}; expected a part and how many steps, or neither")
+        if self.freeze != "none" and (self.init_from is None or self.kind != "logits"):
+            raise ValueError(f"model.freeze is {self.freeze}; it is for kind logits with model.init_from")
 
     @property
     def told(self) -> list[int]:

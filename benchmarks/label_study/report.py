@@ -38,19 +38,14 @@ COLUMNS: dict[str, Callable[[dict[str, Any]], float]] = {
 """Figures over all test images of a fit."""
 
 COMPARED = ("membrane Dice", "V-Rand", "NLL")
-PAIRS = (("features", "random_features"), ("denoiser", "dep"))
-"""Beside every arm with the control: what else is compared."""
-
-
-QUESTIONS = (("features", "random_features"), ("denoiser", "scratch"), ("dep", "scratch"))
-"""What the page answers in words: are the features of a denoiser real, and do its weights help."""
 
 
 def page(config: StudyConfig, results: Sequence[Result], command: str) -> str:
     """The page as Markdown."""
     lead = results[0]
     devices = ", ".join(sorted({result["device"] for result in results}))
-    told = config.settings.get
+    told = {**config.body, **config.settings}.get
+    trained = [f"{name} {count:,}" for name, count in config.pretraining_steps().items()]
     lines = [
         "# What is a denoiser worth for masks?",
         "",
@@ -59,6 +54,7 @@ def page(config: StudyConfig, results: Sequence[Result], command: str) -> str:
         "selection on test slices: every network is what its last step left, averaged weights first. Pretraining reads",
         f"slices 0 to 21 and the 30 unlabelled ones, without masks. Every arm has {told('train.steps')} steps of batch",
         f"{told('train.batch_size')}, crops of {told('data.size')}; fitted on {devices}, torch {lead['torch']}.",
+        f"Steps of pretraining: {', '.join(trained)}.",
         "",
         "| arm | what it is | parameters |",
         "|---|---|---|",
@@ -67,18 +63,15 @@ def page(config: StudyConfig, results: Sequence[Result], command: str) -> str:
         sizes = {result["parameters"] for result in results if result["arm"] == name}
         lines.append(f"| {name} | {arm.says} | {', '.join(f'{size:,}' for size in sorted(sizes))} |")
     lines += ["", "## In short", ""]
-    lines += [f"- {_verdict(results, n, *pair)}" for n in config.labelled for pair in QUESTIONS if _asked(config, pair)]
+    lines += [f"- {_verdict(results, n, pair)}" for n in config.labelled for pair in config.questions]
     for n in config.labelled:
         lines += ["", *_of_number(config, [result for result in results if result["n"] == n], n)]
     return "\n".join(lines) + "\n"
 
 
-def _asked(config: StudyConfig, pair: tuple[str, str]) -> bool:
-    return all(name in config.arms for name in pair)
-
-
-def _verdict(results: Sequence[Result], n: int, ours: str, theirs: str) -> str:
+def _verdict(results: Sequence[Result], n: int, pair: tuple[str, str]) -> str:
     """What a pair of arms says in membrane Dice and V-Rand, in words."""
+    ours, theirs = pair
     of_number, said = [result for result in results if result["n"] == n], []
     for figure in ("membrane Dice", "V-Rand"):
         interval = interval_of(of_number, ours, theirs, figure)
@@ -100,15 +93,16 @@ def _of_number(config: StudyConfig, results: Sequence[Result], n: int) -> list[s
         "",
         f"![Membrane Dice and V-Rand of every arm, a point per fit](pictures/label_efficiency_{n}.png)",
         "",
-        f"| arm | {' | '.join(COLUMNS)} | seconds |",
-        "|---|" + "---|" * (len(COLUMNS) + 1),
+        f"| arm | {' | '.join(COLUMNS)} | fits | seconds | on |",
+        "|---|" + "---|" * (len(COLUMNS) + 3),
     ]
     for name in config.arms:
         of_arm = [result for result in results if result["arm"] == name]
         if of_arm:
             cells = [_mean(list(map(column, (result["figures"] for result in of_arm)))) for column in COLUMNS.values()]
             seconds = statistics.median(result["seconds"] for result in of_arm)
-            lines.append(f"| {name} | {' | '.join(cells)} | {seconds:.0f} |")
+            machines = ", ".join(sorted({result["device"] for result in of_arm}))
+            lines.append(f"| {name} | {' | '.join(cells)} | {len(of_arm)} | {seconds:.0f} | {machines} |")
     lines += [
         "",
         "Differences between arms on the same draws, seeds and test slices, in points (hundredths) but for NLL, with",
@@ -118,7 +112,7 @@ def _of_number(config: StudyConfig, results: Sequence[Result], n: int) -> list[s
         "|---|" + "---|" * len(COMPARED),
     ]
     others = [(name, config.control) for name in config.arms if name != config.control]
-    for ours, theirs in (*others, *PAIRS):
+    for ours, theirs in (*others, *(pair for pair in config.questions if pair[1] != config.control)):
         cells = [_difference(results, ours, theirs, figure) for figure in COMPARED]
         if all(cells):
             lines.append(f"| {ours} - {theirs} | {' | '.join(map(str, cells))} |")

@@ -60,23 +60,30 @@ class StudyConfig:
 
     Attributes:
         segment: the configuration of train/segment.py that every arm starts from.
-        settings: what differs from it in every arm.
+        body: what differs from it in every arm and in every denoiser.
+        settings: what else differs from it in every arm.
         pretraining: denoisers by name.
         arms: ways to a mask by name.
         labelled: by the number of labelled images, draws, each as `data.train` takes it.
         seeds: by the number of labelled images, the seeds of each draw.
         control: the arm that the others are compared with.
+        questions: pairs of arms whose difference the page says in words.
     """
 
     segment: str
+    body: dict[str, Any] = field(default_factory=dict)
     settings: dict[str, Any] = field(default_factory=dict)
     pretraining: Mapping[str, Pretraining] = field(default_factory=dict)
     arms: Mapping[str, Arm] = field(default_factory=dict)
     labelled: dict[int, list[list[str]]] = field(default_factory=dict)
     seeds: dict[int, list[int]] = field(default_factory=dict)
     control: str = "scratch"
+    questions: list[tuple[str, str]] = field(default_factory=list)
 
     def __post_init__(self) -> None:
+        unknown = [arm for pair in self.questions for arm in pair if arm not in self.arms]
+        if unknown:
+            raise ValueError(f"questions has {unknown[0]!r}; expected arms: {', '.join(self.arms)}")
         if self.control not in self.arms:
             raise ValueError(f"control is {self.control!r}; expected one of the arms: {', '.join(self.arms)}")
         if set(self.seeds) != set(self.labelled):
@@ -84,8 +91,14 @@ class StudyConfig:
 
     @classmethod
     def read(cls, path: str | Path) -> StudyConfig:
-        """A study from its YAML file; `ValueError` names what is wrong with it."""
+        """A study from its YAML file; `base` in it names another that it changes.
+
+        Raises:
+            ValueError: what is wrong with it.
+        """
         held = read_yaml(path)
+        if "base" in held:
+            held = _changed(read_yaml(held.pop("base")), held)
         try:
             for name, kind in (("pretraining", Pretraining), ("arms", Arm)):
                 held[name] = {key: from_json(kind, value) for key, value in held.get(name, {}).items()}
@@ -107,15 +120,37 @@ class StudyConfig:
         begun = arm.settings.get("model.init_from", "").strip("{}")
         return {
             "segment": read_yaml(self.segment),
-            "settings": {**self.settings, **arm.settings},
+            "settings": self.settings_of(arm),
             "labelled": self.labelled[fit.n][fit.draw],
-            "pretraining": pretrained(self.pretraining[begun]) if begun else None,
+            "pretraining": self._pretrained(begun) if begun else None,
         }
 
+    def settings_of(self, part: Arm | Pretraining) -> dict[str, Any]:
+        """What differs from the configuration in an arm or a denoiser."""
+        of_arms = self.settings if isinstance(part, Arm) else {}
+        return {**self.body, **of_arms, **part.settings}
 
-def pretrained(pretraining: Pretraining) -> dict[str, Any]:
-    """What a denoiser was made with, as JSON."""
-    return {"settings": read_yaml(pretraining.config), "changed": pretraining.settings}
+    def pretraining_steps(self) -> dict[str, int]:
+        """How long each denoiser is trained."""
+        changed = {name: self.settings_of(chosen) for name, chosen in self.pretraining.items()}
+        return {
+            name: settings.get("train.steps") or read_yaml(self.pretraining[name].config)["train"]["steps"]
+            for name, settings in changed.items()
+        }
+
+    def _pretrained(self, name: str) -> dict[str, Any]:
+        """What a denoiser was made with, as JSON."""
+        chosen = self.pretraining[name]
+        return {"settings": read_yaml(chosen.config), "changed": self.settings_of(chosen)}
+
+
+def _changed(base: dict[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]:
+    """Settings with changes; groups of settings are changed entry by entry."""
+    merged = dict(base)
+    for key, value in changes.items():
+        held = base.get(key)
+        merged[key] = _changed(held, value) if isinstance(held, dict) and isinstance(value, dict) else value
+    return merged
 
 
 def command_line(settings: Mapping[str, Any], places: Mapping[str, str]) -> list[str]:

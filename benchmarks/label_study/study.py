@@ -22,7 +22,7 @@ def pretrain(config: StudyConfig, places: Mapping[str, str], runs: Path, names: 
     """Train the denoisers that arms start from, each a run of its own; one that is there goes on, or is left alone."""
     for name in names:
         chosen = config.pretraining[name]
-        words = [chosen.config, *command_line(chosen.settings, places), "--run_dir", str(runs / name)]
+        words = [chosen.config, *command_line(config.settings_of(chosen), places), "--run_dir", str(runs / name)]
         denoising_trainer(parse_denoise(words)).fit()
 
 
@@ -46,7 +46,7 @@ def _result(config: StudyConfig, fit: Fit, places: Mapping[str, str], runs: Path
     """The result of one network, as JSON."""
     arm = config.arms[fit.arm]
     known = {**places, **{name: str(runs / name) for name in config.pretraining}}
-    words = command_line({**config.settings, **arm.settings, "data.train": config.labelled[fit.n][fit.draw]}, known)
+    words = command_line({**config.settings_of(arm), "data.train": config.labelled[fit.n][fit.draw]}, known)
     with tempfile.TemporaryDirectory() as scratch:
         chosen = parse_segment([config.segment, *words, "--run_dir", f"{scratch}/run"])
         result = fit_and_measure(arm.network, replace(chosen, seed=fit.seed), config.conditions(fit))

@@ -49,7 +49,7 @@ CASES: dict[str, Case] = {
         "library with the same weights, or its nearest.",
     ),
     "sample": Case(
-        "benchmarks.sample_speed",
+        "benchmarks.speed.sample",
         "Images per second: DDIM with 50 steps and DPM-Solver++ with 20, beside diffusers' pipelines.",
     ),
     "segment": Case(
@@ -70,4 +70,4 @@ CASES: dict[str, Case] = {
         "What a command costs before it does anything: wall-clock seconds of new processes.",
     ),
 }
-"""By name, in the order in which they are run and shown; a row whose module is not there is left out."""
+"""By name, in the order in which they are run and shown."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -23,6 +23,7 @@ from benchmarks.speed.networks import (
     ours_of,
     segmenter,
 )
+from benchmarks.speed.profile import milliseconds
 from benchmarks.speed.results import Found, Row, Table, Target
 from benchmarks.speed.timing import Spread, compare, timed
 from unetdiff.models.unet import UNet
@@ -30,8 +31,9 @@ from unetdiff.run_config import EmaConfig
 from unetdiff.training.ema import WeightAverages
 from unetdiff.training.form import to_channels_last
 
-OURS = "unetdiff"
-GOAL = 0.85  # of the time of diffusers' network in eager float32, for the digits network as `auto` chooses
+OURS, DIFFUSERS = "unetdiff", "diffusers UNet2DModel"
+KEPT, SLOWER, IN_BF16 = 0.45, 1.05, 0.62  # of diffusers' ddpm_cifar10 in eager float32: memory, time, time in bf16
+GOAL = 0.85  # of the time of diffusers' digits network in eager float32
 PRODUCT = {"cpu": 2048, "cuda": 8192}  # side of the matrix product whose rate is the machine's limit
 
 
@@ -41,7 +43,8 @@ class Subject:
 
     build: the networks by name, ours among them; the first is the reference. shape: (C, *space) of its input.
     classes: of a segmentation network, which takes no timestep. batch: on a CPU and on an accelerator; 0: not there.
-    compiled: where it is compiled too, which takes minutes.
+    compiled: where it is compiled too, which takes minutes. profiled: whether its time is taken apart on a CPU.
+    targets: of its table and of the ratios of its forms.
     """
 
     build: Callable[[], dict[str, nn.Module]]
@@ -51,26 +54,57 @@ class Subject:
     classes: int = 0
     labels: int = 0
     compiled: tuple[str, ...] = ("cuda",)
+    profiled: bool = False
+    targets: Callable[[Sequence[Row], Mapping[str, Spread]], list[Target]] = lambda rows, ratios: []
 
 
 def cifar() -> dict[str, nn.Module]:
     """The network of the DDPM paper, in three libraries."""
     theirs = diffusers_network()
-    return {"diffusers UNet2DModel": theirs, "MONAI DiffusionModelUNet": monai_cifar()[0], OURS: ours_of(theirs)}
+    return {DIFFUSERS: theirs, "MONAI DiffusionModelUNet": monai_cifar()[0], OURS: ours_of(theirs)}
 
 
 def digits() -> dict[str, nn.Module]:
     """A network of 1.1M parameters."""
     theirs = diffusers_digits()
-    return {"diffusers UNet2DModel": theirs, OURS: ours_of(theirs)}
+    return {DIFFUSERS: theirs, OURS: ours_of(theirs)}
+
+
+def cifar_targets(rows: Sequence[Row], ratios: Mapping[str, Spread]) -> list[Target]:
+    """Memory and time of ours over diffusers', both in eager float32, and what bf16 saves."""
+    theirs, ours = (next(row for row in rows if row["network"] == f"{name}, float32") for name in (DIFFUSERS, OURS))
+    memory = [
+        Target(f"ddpm_cifar10, MiB {says} over diffusers'", float(ours[key]) / float(theirs[key]), KEPT)
+        for says, key in (("kept per image", "kept, MiB"), ("at the peak per image", "peak, MiB"))
+    ]
+    return [
+        *memory,
+        Target("ddpm_cifar10, float32, time over diffusers'", ratios[f"{OURS}, float32"].middle, SLOWER),
+        Target("ddpm_cifar10, bf16, time over diffusers' in float32", ratios[f"{OURS}, bf16"].middle, IN_BF16),
+    ]
+
+
+def digits_targets(rows: Sequence[Row], ratios: Mapping[str, Spread]) -> list[Target]:
+    """The fastest of our forms, which is the one that `auto` chooses."""
+    ours = {label: ratio.middle for label, ratio in ratios.items() if label.startswith(OURS)}
+    label = min(ours, key=lambda label: ours[label])
+    return [Target(f"digits in the form that is fastest ({label}), over diffusers", ours[label], GOAL)]
 
 
 SUBJECTS: dict[str, Subject] = {
-    "ddpm_cifar10 (35.7M), 32 x 32": Subject(cifar, (3, 32, 32), {"cpu": 8, "cuda": 128}, 5),
+    "ddpm_cifar10 (35.7M), 32 x 32": Subject(cifar, (3, 32, 32), {"cpu": 8, "cuda": 128}, 5, targets=cifar_targets),
     "adm_64 (296M), 64 x 64": Subject(
         lambda: {OURS: UNet.from_preset("adm_64")}, (3, 64, 64), {"cuda": 32}, 5, labels=1000
     ),
-    "digits (1.2M), 16 x 16": Subject(digits, (1, 16, 16), {"cpu": 64, "cuda": 64}, 15, compiled=("cpu", "cuda")),
+    "digits (1.2M), 16 x 16": Subject(
+        digits,
+        (1, 16, 16),
+        {"cpu": 64, "cuda": 64},
+        15,
+        compiled=("cpu", "cuda"),
+        profiled=True,
+        targets=digits_targets,
+    ),
     "segmentation (0.8M), 256 x 256": Subject(
         lambda: {"MONAI UNet (0.7M)": monai_unet(), OURS: segmenter()}, (1, 256, 256), {"cpu": 4, "cuda": 32}, 5, 2
     ),
@@ -185,8 +219,8 @@ def operations(step: Step, batch: int) -> int:
 
 def measure(
     name: str, subject: Subject, options: Options, rates: Mapping[str, float]
-) -> tuple[Table, dict[str, Spread]]:
-    """One network's table, and the ratio of every form to the reference in eager float32."""
+) -> tuple[list[Table], dict[str, Spread]]:
+    """One network's tables, and the ratio of every form to the reference in eager float32."""
     device = options.device
     batch = 2 if options.quick else subject.batch[device.type]
     steps = steps_of(subject, device, ("float32", "bf16"))
@@ -204,8 +238,24 @@ def measure(
         rate = flops[id(step.network)] / times[label].seconds.middle
         row["share of the matrix rate"] = round(rate / rates[step.precision], 3)
         rows.append(row)
+    tables = [Table(f"{name}, batch {batch}", rows)]
+    if subject.profiled and device.type == "cpu":
+        tables.append(
+            Table(f"{name}: milliseconds per step by kind of operation", profiles(steps, batch, flops, rates))
+        )
     torch.compiler.reset()
-    return Table(f"{name}, batch {batch}", rows), {label: timing.ratio for label, timing in times.items()}
+    return tables, {label: timing.ratio for label, timing in times.items()}
+
+
+def profiles(steps: Mapping[str, Step], batch: int, flops: Mapping[int, int], rates: Mapping[str, float]) -> list[Row]:
+    """Where the time of the reference and of ours goes in plain float32, beside what the products alone would take."""
+    rows: list[Row] = []
+    for label in (next(iter(steps)), f"{OURS}, float32"):
+        step = steps[label]
+        spent = {group: round(value, 1) for group, value in milliseconds(lambda step=step: step(batch)).items()}
+        least = flops[id(step.network)] / rates[step.precision] * 1e3
+        rows.append({"network": label, **spent, "at the matrix rate": round(least, 1)})
+    return rows
 
 
 def run(options: Options) -> Found:
@@ -214,19 +264,12 @@ def run(options: Options) -> Found:
     rates = {precision: matrix_rate(device, precision) for precision in AUTOCAST}
     subjects = {name: each for name, each in SUBJECTS.items() if device.type in each.batch}
     if options.quick:
-        subjects = {name: each for name, each in subjects.items() if each.build is digits}
+        subjects = {name: each for name, each in subjects.items() if each.profiled}
     tables, targets = [], []
     for name, subject in subjects.items():
-        table, ratios = measure(name, subject, options, rates)
-        tables.append(table)
-        if subject.build is digits:
-            label, best = min(
-                ((label, ratio.middle) for label, ratio in ratios.items() if label.startswith(OURS)),
-                key=lambda pair: pair[1],
-            )
-            targets.append(
-                Target(f"digits in the form that `auto` finds fastest ({label}), over diffusers", best, GOAL)
-            )
+        found, ratios = measure(name, subject, options, rates)
+        tables += found
+        targets += subject.targets(found[0].rows, ratios)
     limit = ", ".join(f"{rate / 1e12:.2f} TFLOP/s in {precision}" for precision, rate in rates.items())
     note = f"Per image; memory is for one more image in the batch. A large matrix product runs at {limit}."
     return Found(tables, targets, [note])

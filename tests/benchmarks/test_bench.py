@@ -2,20 +2,20 @@
 
 from __future__ import annotations
 
-import sys
 import time
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
 from torch import nn
 
-from benchmarks import bench
 from benchmarks.speed import loop, scale, segment, start, train_step
 from benchmarks.speed.cases import CASES, Options
 from benchmarks.speed.memory import allocated, bytes_kept, in_own_process, resident_peak
 from benchmarks.speed.networks import diffusers_digits, ours_of
+from benchmarks.speed.profile import milliseconds
 from benchmarks.speed.report import write_report
 from benchmarks.speed.results import Found, Table, Target, entry, keep, markdown, page
 from benchmarks.speed.timing import Spread, against, compare, in_turn
@@ -107,16 +107,6 @@ def test_networks_that_differ_are_not_timed(monkeypatch: pytest.MonkeyPatch) -> 
         ours_of(theirs)
 
 
-def test_every_case_is_there_or_named_as_missing(
-    capsys: pytest.CaptureFixture, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setitem(CASES, "sample", type(CASES["sample"])("benchmarks.no_such_case", ""))
-    monkeypatch.setattr(sys, "argv", ["bench.py", "--cases", "sample", "--quick"])
-    with pytest.raises(SystemExit):
-        bench.main()
-    assert "--cases sample needs benchmarks.no_such_case" in capsys.readouterr().err
-
-
 def test_tiled_prediction_is_monais(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(segment, "SIDE", {True: 96})
     monkeypatch.setattr(segment, "TILE", 32)
@@ -159,10 +149,39 @@ def test_training_steps(monkeypatch: pytest.MonkeyPatch) -> None:
     subject = train_step.SUBJECTS["segmentation (0.8M), 256 x 256"]
     small = train_step.Subject(subject.build, (1, 16, 16), {"cpu": 2}, 1, 2, compiled=())
     monkeypatch.setattr(train_step.Step, "memory", lambda step, batch: (1.0, 2.0))
-    table, ratios = train_step.measure("small", small, QUICK, {"float32": 1e9, "bf16": 1e9})
+    (table,), ratios = train_step.measure("small", small, QUICK, {"float32": 1e9, "bf16": 1e9})
     assert len(table.rows) == 6
     assert next(iter(ratios)).startswith("MONAI UNet")
     assert all(row["share of the matrix rate"] > 0 for row in table.rows)  # pyright: ignore
+
+
+def test_the_time_of_a_step_is_taken_apart() -> None:
+    """A convolution is one, a product is one, and the parts add up to what the processor did."""
+    convolution, left = nn.Conv2d(16, 16, 3), torch.randn(256, 256)
+    act: dict[str, Any] = {
+        "convolutions": lambda: convolution(torch.ones(1, 16, 64, 64)),
+        "matrix products, attention": lambda: left @ left,
+    }
+    for group, each in act.items():
+        each()
+        spent = milliseconds(each)
+        assert max(spent, key=lambda name: spent[name]) == group
+        assert spent[group] > 0.5 * sum(spent.values())
+
+
+def test_targets_of_the_ddpm_network() -> None:
+    rows: list[Any] = [
+        {"network": f"{train_step.DIFFUSERS}, float32", "kept, MiB": 10.0, "peak, MiB": 20.0},
+        {"network": f"{train_step.OURS}, float32", "kept, MiB": 4.0, "peak, MiB": 10.0},
+    ]
+    ratios = {
+        f"{train_step.OURS}, {precision}": Spread(ratio, ratio, ratio, ratio)
+        for precision, ratio in (("float32", 1.1), ("bf16", 0.6))
+    }
+    found = train_step.cifar_targets(rows, ratios)
+    assert [target.met for target in found] == [True, False, False, True]
+    (found,) = train_step.digits_targets(rows, ratios)
+    assert (found.value, found.met) == (0.6, True)
 
 
 def test_memory_of_a_step() -> None:

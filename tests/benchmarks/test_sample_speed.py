@@ -11,6 +11,8 @@ import torch
 from benchmarks.sampling.price import Judge, measure_price
 from benchmarks.sampling.report import draw, page
 from benchmarks.sampling.speed import STEPS, Arm, Networks, arms, check_agreement, measure
+from benchmarks.speed import sample
+from benchmarks.speed.cases import Options
 from tests.runs import fit
 from unetdiff import UNet
 from unetdiff.presets import preset
@@ -73,3 +75,12 @@ def test_the_judge_tells_noise_from_digits() -> None:
     assert found["share"] < 0.5 < real["share"]
     assert found["pixel_frechet"] > 2 * real["pixel_frechet"]
     assert found["class_frechet"] > 2 * real["class_frechet"]
+
+
+def test_the_case_of_the_bench(networks: Networks) -> None:
+    """Targets are of DDIM in float32, without and with reuse."""
+    found = sample.run(Options(torch.device("cpu"), quick=True))
+    (table,) = found.tables
+    assert [row["precision"] for row in table.rows] == ["float32"] * 3 + ["bf16"] * 3
+    assert [row["library"] for row in table.rows[:3]] == ["diffusers", "unetdiff", "unetdiff, features reused over 3"]
+    assert [target.limit for target in found.targets] == [sample.EQUAL, sample.REUSED]

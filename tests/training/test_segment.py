@@ -187,6 +187,23 @@ def test_starts_from_a_denoiser_and_says_what_it_took(timestep: int | None, tmp_
     assert run.beside.settings == {"kind": "logits", "timestep": timestep}
 
 
+@pytest.mark.parametrize(("part", "learning"), [("encoder", {"decoder", "head"}), ("body", {"head"})])
+def test_what_came_from_a_denoiser_is_frozen_at_first(part: Any, learning: set[str], tmp_path: Path) -> None:
+    """Decay of weights would change what only has no gradient; after the frozen steps everything learns."""
+    fit(tmp_path / "denoiser", data={"source": "digit_scenes"}, steps=1)
+    body = {"channels": [8, 8], "blocks": 1, "middle": True, "init_from": str(tmp_path / "denoiser")}
+    model = {**body, "freeze": part, "freeze_steps": 2}
+    made = segmentation_trainer(settings(tmp_path / "run", model=model, steps=3, weight_decay=0.1))
+    for done, _ in made.steps(made.restore()):
+        if done == 1:
+            before = {name: value.clone() for name, value in made.unet.state_dict().items()}
+        if done >= 2:
+            changed = {name for name, value in made.unet.state_dict().items() if not torch.equal(value, before[name])}
+            parts = {name.split(".")[0] for name in changed}
+            assert parts == (learning if done == 2 else {"encoder", "decoder", "head"})
+    made.close()
+
+
 def test_segments_with_a_pretrained_encoder(tmp_path: Path) -> None:
     """Its weights are frozen: they and its statistics end as they began; what stands behind them learns."""
     chosen = {"name": None, "config": {**RESNET, "out_features": ["stage1", "stage2"]}, "frozen": True}
@@ -286,6 +303,8 @@ REFUSED = {
     "expected model.init_from beside it": ["--model.timestep", "5"],
     "nothing tells this network a timestep": ["--model.time_embedding", "sinusoidal"],
     "there is no folder NO/run": ["--model.init_from", "NO/run"],
+    "expected a part and how many steps": ["--model.freeze", "body"],
+    "model.freeze is body; it is for kind logits": ["--model.freeze", "body", "--model.freeze_steps", "5"],
     "class_weights": ["--objective.class_weights", "[1, 2]"],
     "objective.border_sigma is 0.0": ["--objective.border_sigma", "0"],
     "objective.class_weights acts in cross_entropy, dice_cross_entropy, focal, not in tversky": [

@@ -118,6 +118,10 @@ class DenoiseTask:
         output = network(x_t, self._told(timesteps), self._labels(batch))
         return output.supervise(lambda one: self.objective.score(one, x0, x_t, noise, timesteps).loss.mean())
 
+    def held(self, network: UNet, step: int) -> tuple[()]:
+        """Every step changes all weights."""
+        return ()
+
     def _labels(self, batch: Batch) -> Tensor | None:
         return batch.get("label") if self.spec.num_classes else None
 

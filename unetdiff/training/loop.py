@@ -180,6 +180,8 @@ class Trainer:
                 value = self.task.loss(self.network, batch) / config.accumulation
                 self.accelerator.backward(value)
             loss += value.detach()
+        for parameter in self.task.held(self.unet, step):
+            parameter.grad = None  # neither clipped nor stepped
         norm = self.accelerator.clip_grad_norm_(self.network.parameters(), config.gradient_clip)
         assert norm is not None
         failure = self._fetch_next(step)  # while a GPU still works on this step

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import Any, Protocol
 
 from accelerate import Accelerator
 from PIL import Image
 from torch import Tensor, nn
+from torch.nn import Parameter
 
 from unetdiff.models.unet import UNet
 from unetdiff.runs import Companions
@@ -28,6 +30,10 @@ class Task(Protocol):
 
     def loss(self, network: nn.Module, batch: Batch) -> Tensor:
         """The mean loss of a prepared batch, a scalar; its only randomness is the network's dropout."""
+        ...
+
+    def held(self, network: UNet, step: int) -> Iterable[Parameter]:
+        """Weights that a step, counted from 0, leaves as they are."""
         ...
 
     def validate(self, network: UNet, accelerator: Accelerator) -> dict[str, Any] | None:

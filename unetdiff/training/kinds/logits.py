@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, fields
 from functools import partial
 
 import torch
 from torch import Tensor, nn
+from torch.nn import Parameter
 
 from unetdiff.data.formats import DataFormat
 from unetdiff.data.loader import Batch, training_loader
@@ -17,7 +18,7 @@ from unetdiff.data.pairs import PairData, open_pairs
 from unetdiff.models.start_from import body_spec, take_over
 from unetdiff.models.unet import UNet
 from unetdiff.runs import Run, checkpoints, load_run
-from unetdiff.segment_config import SegmentConfig
+from unetdiff.segment_config import Frozen, SegmentConfig
 from unetdiff.segmentation.noise_input import NoiseInput, make_noise_input, probabilities_at, timesteps_of
 from unetdiff.segmentation.tiles import Predict
 from unetdiff.spec import Architecture, UNetSpec
@@ -29,17 +30,24 @@ OWN = ("dropout", "deep_supervision")
 """Settings of the network that may differ from those of the denoiser it starts from."""
 
 
+LEARNING: dict[Frozen, tuple[str, ...]] = {"none": ("",), "encoder": ("decoder.", "head."), "body": ("head.",)}
+"""By what is frozen: how the names of the weights begin that learn all the same."""
+
+
 @dataclass(frozen=True)
 class LogitsTask(MaskTask):
     """Predicting the classes of positions.
 
     timesteps: those of predictions, None for a network that is told none; without noise it is told the only one in
-    training too. noise: what is mixed into images, or None. seed: of the run.
+    training too. noise: what is mixed into images, or None. seed: of the run. frozen: the part of the network whose
+    weights the first `freeze_steps` steps leave as they are.
     """
 
     timesteps: Sequence[int | None]
     noise: NoiseInput | None
     seed: int
+    frozen: Frozen
+    freeze_steps: int
 
     def prepare(self, batch: Batch) -> Batch:
         """The batch; where images are noisy with `noise` and `timesteps`, which follow from the samples' positions."""
@@ -58,6 +66,14 @@ class LogitsTask(MaskTask):
             timesteps = batch["timesteps"]
             output = network(self.noise.mixed(batch["sample"], batch["noise"], timesteps), timesteps)
         return output.supervise(lambda logits: self.objective.loss_per_sample(logits, labels, weight).mean())
+
+    def held(self, network: UNet, step: int) -> Iterator[Parameter]:
+        """What came from a denoiser, in the steps in which it is frozen; norms' running statistics are not weights."""
+        if step >= self.freeze_steps:
+            return
+        for name, parameter in network.named_parameters():
+            if not name.startswith(LEARNING[self.frozen]):
+                yield parameter
 
     def predictor(self, network: UNet) -> Predict:
         """The softmax of the scores, a mean over the timesteps of predictions."""
@@ -143,6 +159,8 @@ def logits_workload(config: SegmentConfig, batch_size: int) -> Workload:
         timesteps=timesteps_of(config.model.timestep),
         noise=make_noise_input(noise),
         seed=config.seed,
+        frozen=config.model.freeze,
+        freeze_steps=config.model.freeze_steps,
         **shared_parts(config, data),
     )
     loader = partial(training_loader, weighted(data.train, config.objective), config.data)

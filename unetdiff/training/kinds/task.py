@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import warnings
+from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -13,6 +14,7 @@ import torch
 from accelerate import Accelerator
 from PIL import Image
 from torch import Tensor, nn
+from torch.nn import Parameter
 
 from unetdiff.data.loader import Batch
 from unetdiff.data.pairs import PairData, PairSource
@@ -59,6 +61,10 @@ class MaskTask:
     def loss(self, network: nn.Module, batch: Batch) -> Tensor:
         """The mean loss of a prepared batch, a scalar."""
         raise NotImplementedError
+
+    def held(self, network: UNet, step: int) -> Iterable[Parameter]:
+        """Weights that a step, counted from 0, leaves as they are: none."""
+        return ()
 
     def predictor(self, network: UNet) -> Predict:
         """The network as a function of images (n, C, *space) in [-1, 1] to class probabilities (n, K, *space)."""
