@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -46,21 +45,14 @@ class MonaiNetwork(nn.Module):
         return UNetOutput(scores, {"sample": scores})
 
 
-@dataclass(frozen=True)
-class Network:
-    """A network to fit, and whether it is trained in bf16 on a CPU, where that suits it; on a GPU none is."""
-
-    build: Callable[[Workload], nn.Module]
-    bf16: bool
-
-
-NETWORKS = {
-    "unetdiff": Network(lambda work: work.build(work.spec), bf16=True),
-    "monai": Network(lambda work: MonaiNetwork(work.spec), bf16=False),
+NETWORKS: dict[str, Callable[[Workload], nn.Module]] = {
+    "unetdiff": lambda work: work.build(work.spec),
+    "monai": lambda work: MonaiNetwork(work.spec),
 }
+"""By library: the network of a workload. All are fitted in float32."""
 
 
-def fit(network: nn.Module, work: Workload, config: SegmentConfig, bf16: bool) -> tuple[WeightAverages, list[float]]:
+def fit(network: nn.Module, work: Workload, config: SegmentConfig) -> tuple[WeightAverages, list[float]]:
     """Train to the last step; the averages of the weights, and the loss of every step."""
     train: TrainConfig = config.train
     device = next(network.parameters()).device
@@ -74,8 +66,7 @@ def fit(network: nn.Module, work: Workload, config: SegmentConfig, bf16: bool) -
     for step in progress(desc="training", unit="step", iterable=range(train.steps)):
         batch = {name: tensor.to(device) for name, tensor in next(batches).items()}
         optimizer.param_groups[0]["lr"] = learning_rate(train, step)
-        with torch.autocast(device.type, torch.bfloat16, enabled=bf16):
-            loss = work.task.loss(network, batch)
+        loss = work.task.loss(network, batch)
         loss.backward()
         for parameter in work.task.held(network, step):  # pyright: ignore[reportArgumentType] # called as ours
             parameter.grad = None
@@ -102,17 +93,15 @@ def measure(network: nn.Module, task: MaskTask) -> dict[str, Any]:
 
 def fit_and_measure(name: str, config: SegmentConfig, conditions: Mapping[str, Any]) -> dict[str, Any]:
     """Fit and measure one of NETWORKS; the result as JSON. conditions: what tells it from results of other settings."""
-    chosen = NETWORKS[name]
     work = segment_workload(config, config.train.batch_size)
     torch.manual_seed(config.seed)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    network = chosen.build(work)
+    network = NETWORKS[name](work)
     if work.initialise is not None:
         work.initialise(network)  # pyright: ignore[reportArgumentType]
     network.to(device)
-    bf16 = chosen.bf16 and device.type == "cpu"
     start = time.perf_counter()
-    averages, losses = fit(network, work, config, bf16)
+    averages, losses = fit(network, work, config)
     seconds = time.perf_counter() - start
     network.eval()
     assert isinstance(work.task, MaskTask)
@@ -123,7 +112,7 @@ def fit_and_measure(name: str, config: SegmentConfig, conditions: Mapping[str, A
         "network": name,
         "seed": config.seed,
         "parameters": sum(parameter.numel() for parameter in network.parameters()),
-        "precision": "bf16" if bf16 else "float32",
+        "precision": "float32",
         "training_loss": [span.mean().item() for span in spans],
         "figures": figures,
         "seconds": round(seconds, 1),

@@ -25,7 +25,7 @@ def test_the_loop_is_that_of_the_command(tmp_path: Path) -> None:
     work = segment_workload(config, config.train.batch_size)
     torch.manual_seed(config.seed)
     network = UNet(**work.spec.to_json())
-    averages, losses = fit(network, work, config, bf16=False)
+    averages, losses = fit(network, work, config)
     assert len(losses) == config.train.steps
     for name, value in network.state_dict().items():
         assert_close(value, made.unet.state_dict()[name], rtol=0, atol=1e-6)
