@@ -36,8 +36,8 @@ from unetdiff.segmentation.samples import spread_note  # noqa: E402
 from unetdiff.segmenting import segment  # noqa: E402
 from unetdiff.training.processes import device_of, start_processes  # noqa: E402
 
-Draw = Callable[[Run, np.ndarray, int, int], np.ndarray]
-"""Masks of an image (*space, C), so many, from a seed: int64 (count, *space)."""
+Draw = Callable[[Run, np.ndarray, int, int, int | None], np.ndarray]
+"""Masks of an image (*space, C), so many, from a seed, in steps (None: as the run says): int64 (count, *space)."""
 
 SHOWN, SHOWN_SAMPLES = 8, 3
 
@@ -50,21 +50,21 @@ mask of the image is nearest by IoU; off by: the largest difference from the tru
 where the most frequent class is wrong have a higher vote entropy. ECE: of the shares of the votes."""
 
 
-def most_probable(run: Run, image: np.ndarray, count: int, seed: int) -> np.ndarray:
+def most_probable(run: Run, image: np.ndarray, count: int, seed: int, steps: int | None) -> np.ndarray:
     """The one mask that a network says, `count` times."""
     return np.repeat(segment(run, image).labels[None], count, axis=0)
 
 
-def by_position(run: Run, image: np.ndarray, count: int, seed: int) -> np.ndarray:
+def by_position(run: Run, image: np.ndarray, count: int, seed: int, steps: int | None) -> np.ndarray:
     """Masks whose every position is drawn from its own probabilities, whatever its neighbours are."""
     upper = segment(run, image).probabilities.cumsum(0)[:-1]
     draws = np.random.Generator(np.random.PCG64(seed)).random((count, 1, *upper.shape[1:]))
     return (draws >= upper).sum(1)
 
 
-def drawn_from_noise(run: Run, image: np.ndarray, count: int, seed: int) -> np.ndarray:
+def drawn_from_noise(run: Run, image: np.ndarray, count: int, seed: int, steps: int | None) -> np.ndarray:
     """Masks (count, *space) by a network that draws them."""
-    masks = segment(run, image, masks=count, seed=seed).masks
+    masks = segment(run, image, masks=count, seed=seed, steps=steps).masks
     assert masks is not None
     return masks
 
@@ -181,8 +181,8 @@ def picture(source: PairSource, drawn: dict[str, list[np.ndarray]], run: Run) ->
     return panels(rows, captions)
 
 
-def study(folders: list[Path], count: int, most: int | None, seed: int, out: Path) -> str:
-    """Judge runs and write the results; the table."""
+def study(folders: list[Path], count: int, most: int | None, seed: int, out: Path, steps: int | None = None) -> str:
+    """Judge runs and write the results; the table. For the arguments see `main`."""
     opened = [open_run(folder) for folder in folders]
     data = opened[0][1].data
     for run, config in opened[1:]:
@@ -199,7 +199,7 @@ def study(folders: list[Path], count: int, most: int | None, seed: int, out: Pat
     for run, _ in opened:
         for way, draw in WAYS[run.beside.settings.get("kind", "logits")].items():
             arms[f"{run.folder.name}, {way}"] = lambda index, run=run, draw=draw: draw(
-                run, source.load(index)[0], count, seeds[index]
+                run, source.load(index)[0], count, seeds[index], steps
             )
     arms["annotators drawn anew"] = lambda index: drawn_by_annotators(source, index, count)
     results = [judge(source, images, draw, name) for name, draw in arms.items()]
@@ -207,9 +207,10 @@ def study(folders: list[Path], count: int, most: int | None, seed: int, out: Pat
     assert source.annotators is not None
     probabilities = source.annotators.probabilities
     out.mkdir(parents=True, exist_ok=True)
-    conditions = {"images": images, "samples": count, "seed": seed, "probabilities": probabilities}
+    conditions = {"images": images, "samples": count, "seed": seed, "steps": steps, "probabilities": probabilities}
     write_json(out / "annotators.json", {"note": spread_note(count), "conditions": conditions, "results": results})
     command = f"python benchmarks/annotators.py {' '.join(map(str, folders))} --samples {count}"
+    command += "".join(f" --{name} {given}" for name, given in (("images", most), ("steps", steps)) if given)
     write_text(out / "annotators.md", page(results, probabilities, count, command))
     shown = {name: [draw(index) for index in range(min(SHOWN, images))] for name, draw in arms.items()}
     picture(source, shown, opened[0][0]).save(out / "annotators.png")
@@ -220,14 +221,15 @@ def main() -> int:
     parser = CommandParser(prog="python benchmarks/annotators.py", description=__doc__)
     parser.add_argument("runs", type=Path, nargs="+", metavar="RUN", help="runs on the same annotators' masks")
     parser.add_argument("--samples", type=int, default=16, help="masks drawn of each image (default %(default)s)")
+    parser.add_argument("--steps", type=int, help="in which masks are drawn from noise (default: as the run says)")
     parser.add_argument("--images", type=int, help="the first so many held-out images (default: all)")
     parser.add_argument("--seed", type=int, default=0, help="of what is drawn (default %(default)s)")
     parser.add_argument("--results", type=Path, default=ROOT / "benchmarks" / "results", metavar="DIR")
     options = parser.parse_args()
-    if options.samples < 1 or (options.images is not None and options.images < 1):
-        parser.error("expected --samples and --images of at least 1")
+    if any(given is not None and given < 1 for given in (options.samples, options.images, options.steps)):
+        parser.error("expected --samples, --images and --steps of at least 1")
     with user_errors():
-        print(study(options.runs, options.samples, options.images, options.seed, options.results))
+        print(study(options.runs, options.samples, options.images, options.seed, options.results, options.steps))
     print(f"{spread_note(options.samples)}\n{options.results / 'annotators.md'} has the rest")
     return 0
 

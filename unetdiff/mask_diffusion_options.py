@@ -24,9 +24,11 @@ class MaskDiffusionConfig:
             SegDiff, Amit et al. 2021).
         encoding: of classes as numbers, 1 and -1: `one_hot`, a channel per class, or `bits`, the binary digits of the
             class (analog bits, Chen et al. 2023, https://arxiv.org/abs/2208.04202).
-        scale: what those are multiplied by before noise is added (Chen et al. 2023: 0.1 for panoptic masks): a scale b
-            lowers the signal-to-noise ratio of every timestep by b^2. What is drawn is kept within [-b, b], and the
-            network sees the noisy mask brought to unit mean square.
+        scale: what those are multiplied by before noise is added: a scale b lowers the signal-to-noise ratio of every
+            timestep by b^2. Large masks, whose neighbours repeat each other, take less (Chen et al. 2023: 0.1 for
+            panoptic masks); of small ones little is left at 0.1 until the last steps, and the masks that are drawn
+            hardly differ. What is drawn is kept within [-b, b], and the network sees the noisy mask brought to unit
+            mean square.
         target: what the network says: `cross_entropy`, a score per class, whose softmax is the expected mask; or by
             squared error `x0`, `epsilon` or `v`.
         weighting: of timesteps in the squared error.
@@ -39,7 +41,7 @@ class MaskDiffusionConfig:
 
     conditioning: ConditioningName = "concat"
     encoding: CodeName = "one_hot"
-    scale: float = 0.1
+    scale: float = 1.0
     target: MaskTargetName = "cross_entropy"
     weighting: WeightingName = "uniform"
     schedule: ScheduleName = "cosine"

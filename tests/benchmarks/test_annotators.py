@@ -42,15 +42,15 @@ def test_masks_of_a_deterministic_network(trained: Path) -> None:
     assert config.data.annotators.probabilities == {"none": 0.75, "erode": 0.25}
     image = scenes("test")[0][0]
     found = segment(run, image)
-    masks = most_probable(run, image, 3, 0)
+    masks = most_probable(run, image, 3, 0, None)
     np.testing.assert_array_equal(masks, [found.labels] * 3)
-    drawn = by_position(run, image, 400, 5)
+    drawn = by_position(run, image, 400, 5, None)
     assert (drawn.shape, drawn.dtype) == ((400, 32, 32), np.int64)
     # Half a million draws of known probabilities: shares within four standard deviations of 400 draws.
     np.testing.assert_allclose((drawn == 1).mean(0), found.probabilities[1], atol=4 * 0.5 / 20)
     assert (drawn == 1).mean() == pytest.approx(found.probabilities[1].mean(), abs=0.005)
-    np.testing.assert_array_equal(by_position(run, image, 2, 5), drawn[:2])
-    assert (by_position(run, image, 2, 6) != drawn[:2]).any()
+    np.testing.assert_array_equal(by_position(run, image, 2, 5, None), drawn[:2])
+    assert (by_position(run, image, 2, 6, None) != drawn[:2]).any()
 
 
 def test_the_study_writes_figures_a_table_and_a_picture(trained: Path, tmp_path: Path) -> None:
