@@ -48,16 +48,25 @@ def measure(options: argparse.Namespace, folder: Path | None) -> None:
 
     device = torch.device(options.device or ("cuda" if torch.cuda.is_available() else "cpu"))
     settings = Options(device, options.quick, options.data)
+    failed: list[str] = []
     for name in options.cases or CASES:
         start = time.perf_counter()
+        header = machine(device)  # before: the load is that of others
         print(f"{name} ...", file=sys.stderr, flush=True)
-        found = CASES[name].run(settings)
+        try:
+            found = CASES[name].run(settings)
+        except RuntimeError as error:  # the other cases are worth having all the same
+            failed.append(f"{name}: {error}")
+            print(f"{name} failed: {error}", file=sys.stderr, flush=True)
+            continue
         print(f"{name}: {time.perf_counter() - start:.0f} s", file=sys.stderr, flush=True)
-        result = entry(CASES[name].says, machine(device), found)
+        result = entry(CASES[name].says, header, found)
         print(page({name: result}, list(CASES), COMMAND), flush=True)
         if folder is not None:
             held = keep(folder / f"{device.type}.json", name, result)
             write_text(folder / f"{device.type}.md", page(held, list(CASES), COMMAND))
+    if failed:
+        raise ValueError(f"{len(failed)} case(s) failed: {'; '.join(failed)}")
 
 
 def main() -> None:
@@ -68,6 +77,8 @@ def main() -> None:
             from benchmarks.speed.report import write_report
 
             files = sorted((options.out or RESULTS).glob("*.json"))
+            if not files:
+                raise ValueError(f"{options.out or RESULTS} has no results: run without --report first")
             write_report({file.stem: read_json(file) for file in files}, ROOT / "docs")
             return
         measure(options, folder)

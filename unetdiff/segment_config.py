@@ -55,8 +55,9 @@ class SegmentModelConfig(NetworkConfig):
             over which their probabilities are averaged. Of kind `joint`, what it is told with images to segment
             (none: 0).
         freeze: with `init_from` and kind `logits`, the part of the network whose weights the first `freeze_steps` steps
-            leave as they are: `encoder`, all but the decoder and the output, or `body`, all but the output (first
-            probing, then fine-tuning: Kumar et al. 2022, https://arxiv.org/abs/2202.10054).
+            leave as they are: `encoder`, with the embedding of the timestep, up to the middle, or `body`, all but the
+            output (first probing, then fine-tuning: Kumar et al. 2022, https://arxiv.org/abs/2202.10054). Their
+            gradients are computed all the same.
         freeze_steps: how many.
         time_embedding: as of every network; `none` where nothing conditions it, and of kind `diffusion` `sinusoidal`.
     """

@@ -42,8 +42,7 @@ COMPARED = ("membrane Dice", "V-Rand", "NLL")
 
 def page(config: StudyConfig, results: Sequence[Result], command: str) -> str:
     """The page as Markdown."""
-    lead = results[0]
-    devices = ", ".join(sorted({result["device"] for result in results}))
+    devices = ", ".join(sorted({_machine(result) for result in results}))
     told = {**config.body, **config.settings}.get
     trained = [f"{name} {count:,}" for name, count in config.pretraining_steps().items()]
     lines = [
@@ -53,7 +52,8 @@ def page(config: StudyConfig, results: Sequence[Result], command: str) -> str:
         "one file per network. ISBI 2012 membranes, test slices 24 to 29, labelled slices drawn from 0 to 21, no",
         "selection on test slices: every network is what its last step left, averaged weights first. Pretraining reads",
         f"slices 0 to 21 and the 30 unlabelled ones, without masks. Every arm has {told('train.steps')} steps of batch",
-        f"{told('train.batch_size')}, crops of {told('data.size')}; fitted on {devices}, torch {lead['torch']}.",
+        f"{told('train.batch_size')}, crops of {told('data.size')}; fitted in float32 (on a GPU with TF32 in",
+        f"convolutions, torch's default) on {devices}.",
         f"Steps of pretraining: {', '.join(trained)}.",
         "",
         "| arm | what it is | parameters |",
@@ -63,24 +63,25 @@ def page(config: StudyConfig, results: Sequence[Result], command: str) -> str:
         sizes = {result["parameters"] for result in results if result["arm"] == name}
         lines.append(f"| {name} | {arm.says} | {', '.join(f'{size:,}' for size in sorted(sizes))} |")
     lines += ["", "## In short", ""]
-    lines += [f"- {_verdict(results, n, pair)}" for n in config.labelled for pair in config.questions]
-    for n in config.labelled:
+    verdicts = [_verdict(results, n, pair) for n in sorted(config.labelled) for pair in config.questions]
+    lines += [f"- {verdict}" for verdict in verdicts if verdict]
+    for n in sorted(config.labelled):
         lines += ["", *_of_number(config, [result for result in results if result["n"] == n], n)]
     return "\n".join(lines) + "\n"
 
 
-def _verdict(results: Sequence[Result], n: int, pair: tuple[str, str]) -> str:
-    """What a pair of arms says in membrane Dice and V-Rand, in words."""
+def _verdict(results: Sequence[Result], n: int, pair: tuple[str, str]) -> str | None:
+    """What a pair of arms says in membrane Dice and V-Rand, in words; None where it is not measured."""
     ours, theirs = pair
     of_number, said = [result for result in results if result["n"] == n], []
     for figure in ("membrane Dice", "V-Rand"):
         interval = interval_of(of_number, ours, theirs, figure)
         if interval is None:
-            return f"{n} labelled, {ours} beside {theirs}: not measured."
+            return None
         mean, low, high = (f"{100 * value:+.1f}" for value in interval)
         sure = "better" if interval.low > 0 else "worse" if interval.high < 0 else "no difference seen"
         said.append(f"{figure} {sure}, {mean} points ({low} to {high})")
-    return f"{n} labelled, {ours} beside {theirs}: {'; '.join(said)}."
+    return f"{n} labelled, {ours} beside {theirs}: {'; '.join(said)}.{_across(of_number, ours, theirs)}"
 
 
 def _of_number(config: StudyConfig, results: Sequence[Result], n: int) -> list[str]:
@@ -101,21 +102,23 @@ def _of_number(config: StudyConfig, results: Sequence[Result], n: int) -> list[s
         if of_arm:
             cells = [_mean(list(map(column, (result["figures"] for result in of_arm)))) for column in COLUMNS.values()]
             seconds = statistics.median(result["seconds"] for result in of_arm)
-            machines = ", ".join(sorted({result["device"] for result in of_arm}))
+            machines = ", ".join(sorted({_machine(result) for result in of_arm}))
             lines.append(f"| {name} | {' | '.join(cells)} | {len(of_arm)} | {seconds:.0f} | {machines} |")
     lines += [
         "",
         "Differences between arms on the same draws, seeds and test slices, in points (hundredths) but for NLL, with",
-        "95% intervals of a paired bootstrap over fits and slices; bold where the interval leaves out 0:",
+        "95% intervals of a paired bootstrap over fits and slices; bold where the interval leaves out 0, † where",
+        "the two were not fitted on one kind of machine:",
         "",
         f"| difference | {' | '.join(COMPARED)} |",
         "|---|" + "---|" * len(COMPARED),
     ]
     others = [(name, config.control) for name in config.arms if name != config.control]
-    for ours, theirs in (*others, *(pair for pair in config.questions if pair[1] != config.control)):
+    for ours, theirs in (*others, *(pair for pair in config.questions if config.control not in pair)):
         cells = [_difference(results, ours, theirs, figure) for figure in COMPARED]
         if all(cells):
-            lines.append(f"| {ours} - {theirs} | {' | '.join(map(str, cells))} |")
+            across = _across(results, ours, theirs)
+            lines.append(f"| {ours} - {theirs}{across} | {' | '.join(map(str, cells))} |")
     return lines
 
 
@@ -134,6 +137,16 @@ def _difference(results: Sequence[Result], ours: str, theirs: str, figure: str) 
     mean, low, high = (f"{scale * value:+.{digits}f}" for value in interval)
     bold = "**" if interval.low > 0 or interval.high < 0 else ""
     return f"{bold}{mean} ({low} to {high}){bold}"
+
+
+def _machine(result: Result) -> str:
+    return f"{result['device']}, torch {result['torch']}"
+
+
+def _across(results: Sequence[Result], ours: str, theirs: str) -> str:
+    """A mark where two arms were not fitted on one kind of machine."""
+    kinds = [{_machine(result) for result in results if result["arm"] == arm} for arm in (ours, theirs)]
+    return " †" if kinds[0] != kinds[1] else ""
 
 
 def interval_of(results: Sequence[Result], ours: str, theirs: str, figure: str) -> Interval | None:

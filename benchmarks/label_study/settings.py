@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from unetdiff.run_config import read_yaml
+from unetdiff.run_config import TrainConfig, read_yaml
 from unetdiff.typed import check_types, from_json
 
 
@@ -81,6 +81,7 @@ class StudyConfig:
     questions: list[tuple[str, str]] = field(default_factory=list)
 
     def __post_init__(self) -> None:
+        check_types(self)
         unknown = [arm for pair in self.questions for arm in pair if arm not in self.arms]
         if unknown:
             raise ValueError(f"questions has {unknown[0]!r}; expected arms: {', '.join(self.arms)}")
@@ -96,9 +97,7 @@ class StudyConfig:
         Raises:
             ValueError: what is wrong with it.
         """
-        held = read_yaml(path)
-        if "base" in held:
-            held = _changed(read_yaml(held.pop("base")), held)
+        held = _with_base(path)
         try:
             for name, kind in (("pretraining", Pretraining), ("arms", Arm)):
                 held[name] = {key: from_json(kind, value) for key, value in held.get(name, {}).items()}
@@ -132,16 +131,24 @@ class StudyConfig:
 
     def pretraining_steps(self) -> dict[str, int]:
         """How long each denoiser is trained."""
-        changed = {name: self.settings_of(chosen) for name, chosen in self.pretraining.items()}
+        given = {name: self.settings_of(chosen).get("train.steps") for name, chosen in self.pretraining.items()}
+        default = TrainConfig().steps
         return {
-            name: settings.get("train.steps") or read_yaml(self.pretraining[name].config)["train"]["steps"]
-            for name, settings in changed.items()
+            name: steps or read_yaml(self.pretraining[name].config).get("train", {}).get("steps", default)
+            for name, steps in given.items()
         }
 
     def _pretrained(self, name: str) -> dict[str, Any]:
         """What a denoiser was made with, as JSON."""
         chosen = self.pretraining[name]
         return {"settings": read_yaml(chosen.config), "changed": self.settings_of(chosen)}
+
+
+def _with_base(path: str | Path) -> dict[str, Any]:
+    """The settings of a file as changes of those of its base, if it names one."""
+    held = read_yaml(path)
+    base = held.pop("base", None)
+    return held if base is None else _changed(_with_base(base), held)
 
 
 def _changed(base: dict[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]:

@@ -30,10 +30,10 @@ def bytes_kept(forward: Callable[[], object]) -> int:
     return sum(storage.nbytes() for storage in saved.values())
 
 
-def allocated(act: Callable[[], object]) -> tuple[int, int]:
-    """Bytes of tensors that `act` allocates beyond what was there: at the peak, and left while its result is held."""
+def allocated(act: Callable[[], object], device: torch.device) -> tuple[int, int]:
+    """Bytes of tensors that `act` adds on a device: at the peak, and left while its result is held."""
     gc.collect()
-    if torch.cuda.is_available():
+    if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats()
         before = torch.cuda.memory_allocated()
         result = act()

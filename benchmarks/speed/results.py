@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.speed.machine import in_words
+from benchmarks.speed.timing import Spread
 from unetdiff.files import read_json, write_json
 
 Value = str | float
@@ -24,12 +25,18 @@ class Table:
 
 @dataclass(frozen=True)
 class Target:
-    """What a figure should be: at most `limit`, or at least it."""
+    """What a figure should be: at most `limit`, or at least it; quartiles of a median."""
 
     says: str
     value: float
     limit: float
     at_least: bool = False
+    quartiles: tuple[float, float] | None = None
+
+    @classmethod
+    def of(cls, says: str, spread: Spread, limit: float, at_least: bool = False) -> Target:
+        """Of a median, with its quartiles."""
+        return cls(says, spread.middle, limit, at_least, (spread.low, spread.high))
 
     @property
     def met(self) -> bool:
@@ -64,8 +71,8 @@ def keep(file: Path, case: str, result: Mapping[str, Any]) -> dict[str, Any]:
 def page(held: Mapping[str, Any], order: Sequence[str], command: str) -> str:
     """All results of a device as Markdown."""
     lines = [
-        f"Written by `{command}`. What is compared runs in turn in one process (A B A B ...); a ratio is the median of "
-        "the rounds' ratios of time, below 1 where the first is faster, with its quartiles."
+        f"Written by `{command}`. What is compared runs in turn in one process (A B A B ...). A ratio is a row's time "
+        "over that of its table's first row in the same round, below 1 where it is faster: the median, and quartiles."
     ]
     for case in (name for name in order if name in held):
         result = held[case]
@@ -80,10 +87,11 @@ def page(held: Mapping[str, Any], order: Sequence[str], command: str) -> str:
 
 def _target_row(target: Mapping[str, Any]) -> Row:
     bound = f"at {'least' if target['at_least'] else 'most'} {target['limit']:g}"
+    quartiles = " ({:.3g} - {:.3g})".format(*target["quartiles"]) if target.get("quartiles") else ""
     return {
         "target": target["says"],
         "wanted": bound,
-        "found": f"{target['value']:.3g}",
+        "found": f"{target['value']:.3g}{quartiles}",
         "met": "yes" if target["met"] else "no",
     }
 
@@ -98,4 +106,6 @@ def markdown(rows: Sequence[Mapping[str, Any]]) -> list[str]:
 
 
 def _cell(value: Any) -> str:
-    return "" if value is None else f"{value:,.4g}" if isinstance(value, float) else str(value)
+    if not isinstance(value, float):
+        return "" if value is None else str(value)
+    return f"{value:,.0f}" if value >= 1000 else f"{value:.4g}"

@@ -49,7 +49,7 @@ def grown(options: Options, cases: dict[Any, tuple[UNet, int, int]]) -> list[Row
             {
                 "at": name,
                 "ms": round(median(entry[name] for entry in times) * 1e3, 2),
-                "peak, MiB": round(allocated(act)[0] / MEBI, 2),
+                "peak, MiB": round(allocated(act, options.device)[0] / MEBI, 2),
             }
         )
     return rows

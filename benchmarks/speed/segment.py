@@ -80,7 +80,7 @@ def peak(way: str, side: int, device: torch.device) -> int:
     network = segmenter().to(device).eval()  # pyright: ignore[reportArgumentType]
     image = image_of(side)
     WAYS[way](network, image_of(TILE))
-    return allocated(lambda: WAYS[way](network, image))[0]
+    return allocated(lambda: WAYS[way](network, image), device)[0]
 
 
 def tiled(options: Options) -> Found:

@@ -17,22 +17,31 @@ from tests.runs import ROOT
 
 TINY = """
 segment: configs/em_membranes.yaml
+body: {model.channels: [8, 8], model.blocks: 1, model.decoder_blocks: 1, model.middle: false, model.norm: ddpm,
+       model.activation: silu, model.attention: false, train.steps: 1, train.batch_size: 2, data.size: 16}
 settings:
-  <<: &body {model.channels: [8, 8], model.blocks: 1, model.decoder_blocks: 1, model.middle: false, model.norm: ddpm,
-             model.activation: silu, model.attention: false, train.steps: 1, train.batch_size: 2, data.size: 16}
   data.path: "{data}"
   data.split: names
   data.validation: [image_3, image_4]
 pretraining:
   denoiser:
     config: configs/images.yaml
-    settings: {<<: *body, data.path: "{data}/images", train.sample_count: 1}
+    settings: {data.path: "{data}/images", train.sample_count: 1}
 arms:
   scratch: {says: from random weights}
   monai: {says: "another library's", network: monai}
   denoiser: {says: from a denoiser, settings: {model.init_from: "{denoiser}", model.timestep: 0}}
 labelled: {1: [[image_1], [image_2]]}
 seeds: {1: [0]}
+questions: [[denoiser, scratch], [monai, scratch]]
+"""
+
+LARGER = """
+base: {base}
+body: {{model.channels: [16, 16]}}
+pretraining: {{denoiser: {{settings: {{train.steps: 7}}}}}}
+labelled: {{2: [[image_1, image_2]]}}
+seeds: {{1: [0, 1], 2: [0]}}
 """
 
 
@@ -87,6 +96,25 @@ def test_a_wrong_study_is_one_sentence(tmp_path: Path) -> None:
         StudyConfig.read(tmp_path / "study.yaml")
 
 
+def test_a_study_changes_another(study: StudyConfig, tmp_path: Path) -> None:
+    """Groups of settings are changed entry by entry; what is not named stays."""
+    (tmp_path / "larger.yaml").write_text(LARGER.format(base=tmp_path / "tiny.yaml"))
+    larger = StudyConfig.read(tmp_path / "larger.yaml")
+    denoiser = larger.pretraining["denoiser"]
+    held = larger.settings_of(denoiser)
+    assert (held["model.channels"], held["model.blocks"], held["train.steps"]) == ([16, 16], 1, 7)
+    assert held["data.path"] == "{data}/images"
+    assert (larger.pretraining_steps(), study.pretraining_steps()) == ({"denoiser": 7}, {"denoiser": 1})
+    assert larger.settings_of(larger.arms["scratch"])["data.split"] == "names"
+    assert len(list(larger.fits())) == 3 * (2 * 2 + 1)
+    (tmp_path / "wrong.yaml").write_text(TINY.replace("[monai, scratch]", "[monai, none]"))
+    with pytest.raises(ValueError, match="questions has 'none'; expected arms: scratch, monai, denoiser"):
+        StudyConfig.read(tmp_path / "wrong.yaml")
+    (tmp_path / "wrong.yaml").write_text(TINY.replace("[monai, scratch]", "[monai]"))
+    with pytest.raises(ValueError, match="questions"):
+        StudyConfig.read(tmp_path / "wrong.yaml")
+
+
 @pytest.mark.parametrize(
     "path", sorted((ROOT / "configs" / "label_efficiency").glob("*.yaml")), ids=lambda path: path.stem
 )
@@ -111,4 +139,13 @@ def test_a_study_from_its_denoisers_to_its_page(study: StudyConfig, tmp_path: Pa
     write_report(study, folder, tmp_path / "docs", "tiny.yaml")
     text = (tmp_path / "docs" / "segmentation.md").read_text()
     assert "| denoiser - scratch |" in text
+    assert "- 1 labelled, monai beside scratch: membrane Dice" in text
+    assert "†" in text.split("not fitted on one kind")[0]
+    (first, *others) = results
+    first["torch"], mixed = "0.1", tmp_path / "mixed"
+    mixed.mkdir()
+    for path, result in zip(files, [first, *others], strict=True):
+        (mixed / path.name).write_text(json.dumps(result))
+    write_report(study, mixed, tmp_path / "docs", "tiny.yaml")
+    assert "| denoiser - scratch † |" in (tmp_path / "docs" / "segmentation.md").read_text()
     assert (tmp_path / "docs" / "pictures" / "label_efficiency_1.png").stat().st_size > 1000

@@ -204,6 +204,16 @@ def test_what_came_from_a_denoiser_is_frozen_at_first(part: Any, learning: set[s
     made.close()
 
 
+def test_a_stop_within_the_frozen_steps_changes_nothing(tmp_path: Path) -> None:
+    fit(tmp_path / "denoiser", data={"source": "digit_scenes"}, steps=1)
+    body = {"channels": [8, 8], "blocks": 1, "middle": True, "init_from": str(tmp_path / "denoiser")}
+    model = {**body, "freeze": "encoder", "freeze_steps": 2}
+    fit_masks(tmp_path / "straight", model=model, steps=4)
+    for steps in (1, 4):
+        fit_masks(tmp_path / "halted", model=model, steps=steps)
+    assert_close(left_behind(tmp_path / "halted"), left_behind(tmp_path / "straight"), rtol=0, atol=0)
+
+
 def test_segments_with_a_pretrained_encoder(tmp_path: Path) -> None:
     """Its weights are frozen: they and its statistics end as they began; what stands behind them learns."""
     chosen = {"name": None, "config": {**RESNET, "out_features": ["stage1", "stage2"]}, "frozen": True}

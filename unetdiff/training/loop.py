@@ -181,7 +181,7 @@ class Trainer:
                 self.accelerator.backward(value)
             loss += value.detach()
         for parameter in self.task.held(self.unet, step):
-            parameter.grad = None  # neither clipped nor stepped
+            parameter.grad = None  # after backward: DDP, the optimizer and a compiled graph know all weights
         norm = self.accelerator.clip_grad_norm_(self.network.parameters(), config.gradient_clip)
         assert norm is not None
         failure = self._fetch_next(step)  # while a GPU still works on this step

@@ -68,7 +68,7 @@ class LogitsTask(MaskTask):
         return output.supervise(lambda logits: self.objective.loss_per_sample(logits, labels, weight).mean())
 
     def held(self, network: UNet, step: int) -> Iterator[Parameter]:
-        """What came from a denoiser, in the steps in which it is frozen; norms' running statistics are not weights."""
+        """All but the learning part, in the steps in which it is frozen; norms' running statistics are no weights."""
         if step >= self.freeze_steps:
             return
         for name, parameter in network.named_parameters():

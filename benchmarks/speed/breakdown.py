@@ -7,12 +7,13 @@ from collections.abc import Callable
 from torch.profiler import ProfilerActivity, profile
 
 GROUPS: dict[str, tuple[str, ...]] = {
-    "optimizer and averages": ("fused_adam", "foreach", "lerp", "linalg_vector_norm"),
+    "optimizer and averages": ("optimizer", "fused_adam", "foreach", "lerp", "linalg_vector_norm"),
     "convolutions": ("conv",),
     "matrix products, attention": ("mm", "attention"),
+    "norms, activations, sums, copies": ("aten::",),
 }
 """By what the table calls them: parts of the names of operations; the first that fits counts."""
-OTHERS = "norms, activations, sums, copies"
+OTHERS = "autograd and Python within it"
 
 
 def milliseconds(act: Callable[[], object], times: int = 5) -> dict[str, float]:
