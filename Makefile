@@ -22,7 +22,7 @@ test: .venv
 test-slow: .venv
 	$(BIN)/python -m pytest -m slow
 
-# Speed and memory beside diffusers and MONAI: 15 minutes on two quiet cores. DATA=PATH/TO/cifar10 reads real pictures.
+# Speed and memory beside diffusers and MONAI: half an hour on two quiet cores. DATA=PATH/TO/cifar10 reads real pictures.
 bench: .venv
 	$(BIN)/python benchmarks/bench.py $(if $(DATA),--data $(DATA))
 	$(BIN)/python benchmarks/bench.py --report

@@ -2,7 +2,7 @@
 
 python benchmarks/bench.py [--cases segment loop ...] [--device cpu] [--data PATH/TO/cifar10] [--quick]
 
-Everything takes about 15 minutes on two quiet CPU cores, and at most 9 on an accelerator. Results go to
+Everything takes about half an hour on two quiet CPU cores (13 minutes of it the training steps). Results go to
 benchmarks/results/speed/DEVICE.json and .md, where a case replaces its own last result; --quick writes nothing unless
 --out says where. --report writes the page, docs/speed.md and its plots from the results alone.
 """
