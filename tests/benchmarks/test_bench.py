@@ -180,8 +180,10 @@ def test_targets_of_the_ddpm_network() -> None:
     }
     found = train_step.cifar_targets(rows, ratios)
     assert [target.met for target in found] == [True, False, False, True]
-    (found,) = train_step.digits_targets(rows, ratios)
-    assert (found.value, found.met) == (0.6, True)
+    ratios[f"{train_step.DIFFUSERS}, float32"] = Spread(0.5, 0.5, 0.5, 0.5)
+    plain, fastest = train_step.digits_targets(rows, ratios)
+    assert (plain.value, plain.met, plain.quartiles) == (0.6, True, (0.6, 0.6))
+    assert (round(fastest.value, 3), fastest.met) == (1.2, False)
 
 
 def test_memory_of_a_step() -> None:
