@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Mapping
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -87,7 +88,8 @@ def measure(network: nn.Module, task: MaskTask) -> dict[str, Any]:
         arrays = held_out.read([index])
         image = held_out.format.encode(arrays["sample"])[0]
         probabilities = predict_image(predict, image, task.inference, (1,) * (image.ndim - 1))
-        metrics.update(probabilities[None], torch.from_numpy(arrays["mask"]), names=[held_out.name(index)])
+        name = Path(held_out.name(index)).name  # results are shared, paths of a machine are not
+        metrics.update(probabilities[None], torch.from_numpy(arrays["mask"]), names=[name])
     return metrics.compute()
 
 
