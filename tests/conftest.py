@@ -24,12 +24,10 @@ def run_script(monkeypatch, capsys) -> Callable[..., tuple[int, str, str]]:
     """Run a script of the repository, or a module, in this process; returns its exit code, output and errors."""
 
     def run(script: str, *words: str) -> tuple[int, str, str]:
-        from accelerate.state import AcceleratorState, GradientState, PartialState
 
-        from tests.runs import ROOT
+        from tests.runs import ROOT, as_a_new_process
 
-        for state in (AcceleratorState, PartialState, GradientState):
-            state._reset_state()
+        as_a_new_process()
         monkeypatch.setattr(sys, "argv", [script, *words])
         is_file = script.endswith(".py")
         start, name = (runpy.run_path, str(ROOT / script)) if is_file else (runpy.run_module, script)

@@ -16,8 +16,10 @@ from torch import Tensor
 from unetdiff.config import DataConfig, DenoiseConfig, DiffusionConfig, ModelConfig
 from unetdiff.run_config import EmaConfig, TrainConfig
 from unetdiff.runs import RAW_WEIGHTS, checkpoints
+from unetdiff.segment_config import SegmentConfig
 from unetdiff.training.denoise import denoising_trainer
 from unetdiff.training.loop import Trainer
+from unetdiff.training.segment import segmentation_trainer
 
 ROOT = Path(__file__).parents[1]
 MODEL: dict[str, Any] = {"channels": [8, 8], "blocks": 1}
@@ -50,10 +52,23 @@ def settings(run: Path, model: dict | None = None, data: dict | None = None, **t
     )
 
 
-def trainer(run: Path, **overrides: Any) -> Trainer:
-    """The trainer of such a run, as a new process would make it."""
+def as_a_new_process() -> None:
+    """Forget what accelerate holds for this process, so that the next trainer starts as in a new one."""
     for state in (AcceleratorState, PartialState, GradientState):
         state._reset_state()
+
+
+def fit_segmentation(config: SegmentConfig) -> Trainer:
+    """Train a segmentation run to its end, as a new process would."""
+    as_a_new_process()
+    made = segmentation_trainer(config)
+    made.fit()
+    return made
+
+
+def trainer(run: Path, **overrides: Any) -> Trainer:
+    """The trainer of such a run, as a new process would make it."""
+    as_a_new_process()
     return denoising_trainer(settings(run, **overrides))
 
 

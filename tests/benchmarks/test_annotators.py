@@ -8,11 +8,11 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from accelerate.state import AcceleratorState, GradientState, PartialState
 from scipy.stats import entropy
 
 from benchmarks import annotators
 from benchmarks.annotators import SHOWN_SAMPLES, by_position, most_probable, open_run, study, table
+from tests.runs import as_a_new_process
 from tests.training.test_segment import settings
 from unetdiff.data.mask_options import AnnotatorConfig, MaskDataConfig
 from unetdiff.data.scenes import scenes
@@ -32,8 +32,7 @@ def trained(tmp_path_factory) -> Path:
 
 def fit_on(run: Path, data: MaskDataConfig) -> None:
     """Train for a few steps, as a new process would."""
-    for state in (AcceleratorState, PartialState, GradientState):
-        state._reset_state()
+    as_a_new_process()
     segmentation_trainer(replace(settings(run, steps=4), data=data)).fit()
 
 

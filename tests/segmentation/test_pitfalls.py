@@ -94,14 +94,13 @@ import numpy as np
 import pytest
 import torch
 import yaml
-from accelerate.state import AcceleratorState, GradientState, PartialState
 from PIL import Image
 from safetensors.torch import load_file
 from torch import nn
 from torch.testing import assert_close
 
 from tests.networks import redraw
-from tests.runs import ROOT, TRAIN, left_behind, relative_difference
+from tests.runs import ROOT, TRAIN, as_a_new_process, left_behind, relative_difference
 from unetdiff.data.loader import training_loader
 from unetdiff.data.mask_options import MaskDataConfig, WarpConfig
 from unetdiff.data.pair_splits import depth_range
@@ -138,8 +137,7 @@ def arrays_config(root: Path, **settings: Any) -> MaskDataConfig:
 
 def trainer(run: Path, data: MaskDataConfig, model: dict | None = None, **train: Any) -> Trainer:
     """The trainer of a tiny run, as a new process would make it."""
-    for state in (AcceleratorState, PartialState, GradientState):
-        state._reset_state()
+    as_a_new_process()
     config = SegmentConfig(
         run_dir=str(run),
         model=SegmentModelConfig(**{"channels": [8, 8], "blocks": 1, "middle": False, **(model or {})}),

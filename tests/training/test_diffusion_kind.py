@@ -14,11 +14,10 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from accelerate.state import AcceleratorState, GradientState, PartialState
 from PIL import Image
 from torch.testing import assert_close
 
-from tests.runs import ROOT, command, left_behind, one_sentence, relative_difference
+from tests.runs import ROOT, as_a_new_process, command, fit_segmentation, left_behind, one_sentence, relative_difference
 from tests.training.test_kill import kill_all, last_step
 from tests.training.test_segment import settings, words
 from unetdiff.data.mask_options import MaskDataConfig, WarpConfig
@@ -30,7 +29,6 @@ from unetdiff.runs import load_run
 from unetdiff.segment_config import SegmentConfig, SegmentModelConfig
 from unetdiff.segmenting import segment
 from unetdiff.training.kinds.diffusion import DiffusionTask
-from unetdiff.training.loop import Trainer
 from unetdiff.training.segment import segmentation_trainer
 
 FEW: dict[str, Any] = {"steps": 2}
@@ -63,15 +61,6 @@ def config_of(
     return replace(plain, mask_diffusion=chosen, data=data)
 
 
-def fit(config: SegmentConfig) -> Trainer:
-    """Train to the end, as a new process would."""
-    for state in (AcceleratorState, PartialState, GradientState):
-        state._reset_state()
-    made = segmentation_trainer(config)
-    made.fit()
-    return made
-
-
 def given(few: Path, run: Path, **train: Any) -> list[str]:
     """The run of `config_of` as a command line."""
     kind = ["--model.kind", "diffusion", "--mask_diffusion.steps", "2"]
@@ -89,7 +78,7 @@ def validation(run: Path) -> dict[str, Any]:
 @pytest.mark.parametrize("way", WAYS)
 def test_resumed_equals_uninterrupted_bit_for_bit(way: str, few: Path, tmp_path: Path) -> None:
     for run, steps in (("halted", 2), ("halted", 4), ("straight", 4)):
-        fit(config_of(few, tmp_path / run, {"dropout": 0.2}, WAYS[way], steps=steps))
+        fit_segmentation(config_of(few, tmp_path / run, {"dropout": 0.2}, WAYS[way], steps=steps))
     assert_close(left_behind(tmp_path / "halted"), left_behind(tmp_path / "straight"), rtol=0, atol=0)
     assert validation(tmp_path / "halted") == validation(tmp_path / "straight")
     run = load_run(tmp_path / "straight")
@@ -101,7 +90,7 @@ def test_resumed_equals_uninterrupted_bit_for_bit(way: str, few: Path, tmp_path:
 def test_killed_equals_uninterrupted_bit_for_bit(few: Path, tmp_path: Path) -> None:
     """kill -9 in the middle of a step, then the same command."""
     plan: dict[str, Any] = {"steps": 30, "checkpoint_every": 5}
-    fit(config_of(few, tmp_path / "alone", **plan))
+    fit_segmentation(config_of(few, tmp_path / "alone", **plan))
     run = tmp_path / "killed"
     launched = subprocess.Popen(
         [sys.executable, "train/segment.py", *given(few, run, **plan)], cwd=ROOT, stdout=subprocess.DEVNULL,
@@ -111,12 +100,12 @@ def test_killed_equals_uninterrupted_bit_for_bit(few: Path, tmp_path: Path) -> N
         time.sleep(0.002)
     kill_all(launched)
     assert launched.wait() == -signal.SIGKILL, "the run had ended by itself"
-    fit(config_of(few, run, **plan))
+    fit_segmentation(config_of(few, run, **plan))
     assert_close(left_behind(run), left_behind(tmp_path / "alone"), rtol=0, atol=0)
 
 
 def test_several_processes_reach_weights_and_metrics_of_one(few: Path, tmp_path: Path) -> None:
-    fit(config_of(few, tmp_path / "one"))
+    fit_segmentation(config_of(few, tmp_path / "one"))
     done = command("train/segment.py", *given(few, tmp_path / "two", processes=2), processes=2)
     assert done.returncode == 0, done.stderr
     assert relative_difference(left_behind(tmp_path / "one"), left_behind(tmp_path / "two")) < 1e-5
@@ -141,7 +130,7 @@ def test_signals_images_and_volumes(space: tuple[int, ...], way: str, few: Path,
     data = MaskDataConfig(source="folder", path=str(tmp_path / "data"), dims=dims, split="names", values=[0, 1, 2],
                           ignore=[255], train=["[0-2].npy"], validation=["3.npy"])  # fmt: skip
     config = replace(config_of(few, tmp_path / "run", None, WAYS[way], steps=1, batch_size=2), data=data)
-    fit(config)
+    fit_segmentation(config)
     assert validation(tmp_path / "run")["loss"] > 0
     found = segment(load_run(tmp_path / "run"), np.load(tmp_path / "data" / "images" / "3.npy"), masks=3, steps=2)
     assert found.masks is not None
@@ -153,7 +142,7 @@ def test_learns_two_images_by_heart(few: Path, tmp_path: Path) -> None:
     config = config_of(few, tmp_path / "run", {"channels": [16, 32]}, {"scale": 0.2, "steps": 5}, steps=100,
                        batch_size=4, learning_rate=5e-3)  # fmt: skip
     config = replace(config, data=replace(config.data, train_limit=2, augment=WarpConfig()), ema=EmaConfig(kind="none"))
-    made = fit(config)
+    made = fit_segmentation(config)
     assert isinstance(made.task, DiffusionTask)
     made.unet.eval()
     batch = next(made.batches(0))
@@ -163,8 +152,7 @@ def test_learns_two_images_by_heart(few: Path, tmp_path: Path) -> None:
 
 
 def test_noise_follows_from_the_position_alone(few: Path, tmp_path: Path) -> None:
-    for state in (AcceleratorState, PartialState, GradientState):
-        state._reset_state()
+    as_a_new_process()
     task = segmentation_trainer(config_of(few, tmp_path / "run")).task
     batch = {"sample": torch.zeros(3, 1, 4, 4), "mask": torch.zeros(3, 4, 4, dtype=torch.long)}
     first = task.prepare({**batch, "position": torch.tensor([5, 6, 7])})

@@ -9,12 +9,11 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from accelerate.state import AcceleratorState, GradientState, PartialState
 from safetensors.torch import load_file
 from torch.testing import assert_close
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from tests.runs import TRAIN, command, fit, left_behind, relative_difference
+from tests.runs import TRAIN, command, fit, fit_segmentation, left_behind, relative_difference
 from unetdiff.data.mask_options import MaskDataConfig
 from unetdiff.data.scenes import scenes
 from unetdiff.feature_options import FeaturesConfig
@@ -27,8 +26,7 @@ from unetdiff.segmentation.predict import Inference
 from unetdiff.segmentation.uncertainty import decompose
 from unetdiff.segmenting import segment
 from unetdiff.training.kinds.features import FeaturesTask
-from unetdiff.training.loop import Trainer
-from unetdiff.training.segment import segment_workload, segmentation_trainer
+from unetdiff.training.segment import segment_workload
 
 SPACES = {1: (40,), 2: (14, 18), 3: (6, 12, 10)}
 SMALL = FeaturesConfig(timesteps=[20, 200], members=3, hidden=[8, 6], positions=16)
@@ -55,19 +53,10 @@ def settings(run: Path, denoiser: Path, features: FeaturesConfig = SMALL, **trai
     )
 
 
-def fit_features(config: SegmentConfig) -> Trainer:
-    """Train a run to its end, as a new process would."""
-    for state in (AcceleratorState, PartialState, GradientState):
-        state._reset_state()
-    made = segmentation_trainer(config)
-    made.fit()
-    return made
-
-
 @pytest.fixture(scope="module")
 def straight(denoiser: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     run = tmp_path_factory.mktemp("features") / "run"
-    fit_features(settings(run, denoiser))
+    fit_segmentation(settings(run, denoiser))
     return run
 
 
@@ -93,10 +82,10 @@ def test_the_denoiser_ends_as_it_began(straight: Path, denoiser: Path) -> None:
 
 
 def test_resumed_equals_uninterrupted_without_the_denoiser(straight: Path, denoiser: Path, tmp_path: Path) -> None:
-    fit_features(settings(tmp_path / "run", denoiser, steps=2))
+    fit_segmentation(settings(tmp_path / "run", denoiser, steps=2))
     denoiser.rename(denoiser.with_name("elsewhere"))
     try:
-        fit_features(settings(tmp_path / "run", denoiser))
+        fit_segmentation(settings(tmp_path / "run", denoiser))
     finally:
         denoiser.with_name("elsewhere").rename(denoiser)
     assert_close(left_behind(tmp_path / "run"), left_behind(straight), rtol=0, atol=0)
@@ -131,7 +120,7 @@ def test_signals_images_and_volumes(dims: Any, tmp_path: Path) -> None:
     data = MaskDataConfig(source="folder", path=str(tmp_path / "data"), dims=dims, values=[0, 1], ignore=[9],
                           split="names", train=["[0-2].npy"], validation=["3.npy"])  # fmt: skip
     config = replace(settings(tmp_path / "run", tmp_path / "denoiser", steps=1, batch_size=2), data=data)
-    fit_features(config)
+    fit_segmentation(config)
     run, whole = load_run(tmp_path / "run"), np.load(tmp_path / "data" / "images" / "3.npy")
     found = segment(run, whole)
     assert found.labels.shape == space
@@ -233,7 +222,7 @@ def test_the_control_has_random_weights_of_the_seed(denoiser: Path, tmp_path: Pa
 
     def weights(name: str, seed: int) -> dict[str, torch.Tensor]:
         config = settings(tmp_path / name, denoiser, replace(SMALL, random=True), steps=1)
-        made = fit_features(replace(config, seed=seed))
+        made = fit_segmentation(replace(config, seed=seed))
         return {key: value.clone() for key, value in made.unet.features.denoiser.state_dict().items()}  # pyright: ignore
 
     theirs = load_run(denoiser).unet.state_dict()

@@ -11,14 +11,21 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from accelerate.state import AcceleratorState, GradientState, PartialState
 from diffusers import DDPMPipeline
 from PIL import Image
 from torch.testing import assert_close
 
-from tests.runs import TRAIN, command, left_behind, one_sentence, relative_difference
+from tests.runs import (
+    TRAIN,
+    as_a_new_process,
+    command,
+    fit_segmentation,
+    left_behind,
+    one_sentence,
+    relative_difference,
+)
 from tests.training.test_kill import kill_all, last_step, launch, wait_for
-from tests.training.test_noise_input import fit_masks, write_pairs
+from tests.training.test_noise_input import write_pairs
 from unetdiff.config import SamplingConfig
 from unetdiff.data.formats import DataFormat
 from unetdiff.data.mask_options import MaskDataConfig, WarpConfig
@@ -64,21 +71,20 @@ def words(run: Path, **train: Any) -> list[str]:
 
 def made(config: SegmentConfig) -> Any:
     """The trainer of a run, as a new process would make it."""
-    for state in (AcceleratorState, PartialState, GradientState):
-        state._reset_state()
+    as_a_new_process()
     return segmentation_trainer(config)
 
 
 @pytest.fixture(scope="module")
 def straight(tmp_path_factory) -> Path:
     run = tmp_path_factory.mktemp("joint") / "run"
-    fit_masks(settings(run))
+    fit_segmentation(settings(run))
     return run
 
 
 def test_resumed_equals_uninterrupted_bit_for_bit(straight: Path, tmp_path: Path) -> None:
     for steps in (2, 6):
-        fit_masks(settings(tmp_path / "run", steps=steps))
+        fit_segmentation(settings(tmp_path / "run", steps=steps))
     assert_close(left_behind(tmp_path / "run"), left_behind(straight), rtol=0, atol=0)
 
 

@@ -9,11 +9,10 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from accelerate.state import AcceleratorState, GradientState, PartialState
 from diffusers import DDPMScheduler
 from torch.testing import assert_close
 
-from tests.runs import TRAIN, fit, left_behind, one_sentence
+from tests.runs import TRAIN, as_a_new_process, fit, fit_segmentation, left_behind, one_sentence
 from unetdiff.data.mask_options import MaskDataConfig
 from unetdiff.data.scenes import scenes
 from unetdiff.noise_options import NoiseInputConfig
@@ -36,15 +35,6 @@ def settings(run: Path, kind: Any = "gaussian", model: dict | None = None, **tra
         train=TrainConfig(**{**TRAIN, "sample_count": 1, **train}),
         ema=EmaConfig(widths=[0.1, 0.05]),
     )
-
-
-def fit_masks(config: SegmentConfig) -> Any:
-    """Train such a run to its end, as a new process would."""
-    for state in (AcceleratorState, PartialState, GradientState):
-        state._reset_state()
-    made = segmentation_trainer(config)
-    made.fit()
-    return made
 
 
 @pytest.mark.parametrize("kind", ["gaussian", "self"])
@@ -85,7 +75,7 @@ def test_predictions_are_means_over_timesteps() -> None:
 @pytest.mark.parametrize("kind", ["gaussian", "self"])
 def test_resumed_equals_uninterrupted_and_predictions_repeat(kind: str, tmp_path: Path) -> None:
     for run, steps in (("halted", 2), ("halted", 4), ("straight", 4)):
-        fit_masks(settings(tmp_path / run, kind, steps=steps))
+        fit_segmentation(settings(tmp_path / run, kind, steps=steps))
     assert_close(left_behind(tmp_path / "halted"), left_behind(tmp_path / "straight"), rtol=0, atol=0)
     run = load_run(tmp_path / "straight")
     assert run.unet.embedding is not None
@@ -97,8 +87,7 @@ def test_resumed_equals_uninterrupted_and_predictions_repeat(kind: str, tmp_path
 
 def test_training_tells_the_network_what_was_drawn(tmp_path: Path) -> None:
     """Every sample has noise and a timestep of its own, by its position; the network is called with both."""
-    for state in (AcceleratorState, PartialState, GradientState):
-        state._reset_state()
+    as_a_new_process()
     made = segmentation_trainer(settings(tmp_path / "run"))
     batch = next(made.batches(1))
     assert len(set(batch["timesteps"].tolist())) > 4
@@ -131,7 +120,7 @@ def write_pairs(root: Path, space: tuple[int, ...], count: int = 5) -> MaskDataC
 @pytest.mark.parametrize("space", [(40,), (12, 16), (6, 12, 16)])
 def test_signals_images_and_volumes(space: tuple[int, ...], tmp_path: Path) -> None:
     data = write_pairs(tmp_path / "data", space)
-    fit_masks(replace(settings(tmp_path / "run", steps=1, batch_size=2), data=data))
+    fit_segmentation(replace(settings(tmp_path / "run", steps=1, batch_size=2), data=data))
     found = segment(load_run(tmp_path / "run"), np.load(tmp_path / "data" / "images" / "4.npy"))
     assert found.labels.shape == space
 
@@ -143,7 +132,7 @@ def test_starts_from_a_denoiser_of_the_same_noise(tmp_path: Path) -> None:
     config = settings(tmp_path / "run", model=body, steps=1)
     with pytest.raises(ValueError, match=r"noise_input.schedule is linear .* expected the same"):
         segmentation_trainer(config)
-    fit_masks(replace(config, noise_input=NoiseInputConfig(kind="gaussian", schedule="cosine")))
+    fit_segmentation(replace(config, noise_input=NoiseInputConfig(kind="gaussian", schedule="cosine")))
     assert load_run(tmp_path / "run").unet.embedding is not None
 
 

@@ -8,12 +8,11 @@ from pathlib import Path
 
 import pytest
 import torch
-from accelerate.state import AcceleratorState, GradientState, PartialState
 from diffusers import DDPMPipeline
 from PIL import Image
 from torch.testing import assert_close
 
-from tests.runs import TRAIN, command_arguments, left_behind, one_sentence
+from tests.runs import TRAIN, as_a_new_process, command_arguments, left_behind, one_sentence
 from unetdiff.config import DataConfig, DenoiseConfig, DiffusionConfig, ModelConfig
 from unetdiff.data.mask_options import MaskDataConfig
 from unetdiff.diffusion.sampler import sample_images
@@ -30,8 +29,7 @@ DEP = ["--diffusion.schedule", "one_level", "--diffusion.target", "epsilon"]
 
 def pretrain(run: Path, *, source: str = "digit_scenes", timed: bool = False, steps: int = 4, **diffusion) -> None:
     """Train at one noise level, as a new process would."""
-    for state in (AcceleratorState, PartialState, GradientState):
-        state._reset_state()
+    as_a_new_process()
     embedding = {} if timed else {"time_embedding": "none"}
     config = DenoiseConfig(
         run_dir=str(run),
@@ -87,8 +85,7 @@ def test_draws_no_samples_and_starts_a_segmenter(tmp_path: Path, run_script) -> 
         data=MaskDataConfig(train_limit=24),
         train=TrainConfig(**{**TRAIN, "steps": 1, "sample_count": 1}),
     )
-    for state in (AcceleratorState, PartialState, GradientState):
-        state._reset_state()
+    as_a_new_process()
     made = segmentation_trainer(segmenter)
     body = {name: value for name, value in loaded.unet.state_dict().items() if not name.startswith("head.")}
     ours = made.unet.state_dict()

@@ -11,12 +11,11 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from accelerate.state import AcceleratorState, GradientState, PartialState
 from PIL import Image
 from torch.testing import assert_close
 
 from tests.networks import RESNET
-from tests.runs import TRAIN, command, fit, left_behind, one_sentence, relative_difference
+from tests.runs import TRAIN, as_a_new_process, command, fit, left_behind, one_sentence, relative_difference
 from unetdiff.data.mask_options import MaskDataConfig
 from unetdiff.data.scenes import scenes
 from unetdiff.objective_options import ObjectiveConfig
@@ -50,8 +49,7 @@ def settings(run: Path, model: dict | None = None, objective: dict | None = None
 
 def fit_masks(run: Path, **overrides: Any) -> Trainer:
     """Train such a run to its end, as a new process would."""
-    for state in (AcceleratorState, PartialState, GradientState):
-        state._reset_state()
+    as_a_new_process()
     made = segmentation_trainer(settings(run, **overrides))
     made.fit()
     return made
@@ -138,8 +136,7 @@ def test_signals_and_volumes_have_cases_too(space: tuple[int, ...], tmp_path: Pa
         image = labels + rng.normal(0, 0.2, space).astype(np.float32)
         np.save(tmp_path / "data" / "images" / f"{number}.npy", image.astype(np.float32).clip(-1, 2)[..., None])
         np.save(tmp_path / "data" / "masks" / f"{number}.npy", labels)
-    for state in (AcceleratorState, PartialState, GradientState):
-        state._reset_state()
+    as_a_new_process()
     dims: Any = len(space)
     data = MaskDataConfig(source="folder", path=str(tmp_path / "data"), dims=dims, split="names",
                           train=["[0-2].npy"], validation=["[34].npy"])  # fmt: skip
@@ -157,8 +154,7 @@ def _validation(run: Path) -> dict[str, Any]:
 
 def test_learns_a_few_images_by_heart(tmp_path: Path) -> None:
     """Every position of two scenes after some hundred steps: mean IoU of what it was trained on."""
-    for state in (AcceleratorState, PartialState, GradientState):
-        state._reset_state()
+    as_a_new_process()
     wide = {"channels": [16, 32, 32], "blocks": 1, "middle_attention": False, "middle": True}
     config = settings(tmp_path / "run", model=wide, steps=150, batch_size=2, learning_rate=5e-3)
     config = replace(config, data=MaskDataConfig(train_limit=2), ema=EmaConfig(kind="none"))
