@@ -9,7 +9,8 @@ import pytest
 import torch
 
 from benchmarks.mask_diffusion import arms, measured, plot, table
-from tests.training.test_diffusion_kind import config_of, few, fit  # noqa: F401
+from tests.runs import fit_segmentation
+from tests.training.test_diffusion_kind import config_of, few  # noqa: F401
 from unetdiff.data.pairs import open_pairs
 from unetdiff.drawing import Drawing, draw
 from unetdiff.runs import load_run
@@ -29,7 +30,7 @@ def test_both_kinds_take_the_same_operations(conditioning: str, few: Path, tmp_p
 
 def test_figures_are_those_of_the_masks(few: Path, tmp_path: Path) -> None:  # noqa: F811
     config = config_of(few, tmp_path / "run", steps=2)
-    fit(config)
+    fit_segmentation(config)
     run, data = load_run(tmp_path / "run"), open_pairs(config.data)
     figures = measured(run, data.validation, 10, 3, (1, 2), None, 4)
     arrays = data.validation.read([0, 1])
