@@ -61,11 +61,11 @@ def fit(network: nn.Module, work: Workload, config: SegmentConfig) -> tuple[Weig
     learned = [parameter for parameter in network.parameters() if parameter.requires_grad]
     optimizer = torch.optim.AdamW(learned, lr=0.0, betas=betas, weight_decay=train.weight_decay)
     averages = WeightAverages(network, config.ema)
-    batches = work.loader(batch_size=train.batch_size, seed=config.seed, prepare=work.task.prepare)
+    batches = work.loader(batch_size=train.batch_size, seed=config.seed, prepare=work.task.prepare, device=device)
     losses = []
     network.train()
     for step in progress(desc="training", unit="step", iterable=range(train.steps)):
-        batch = {name: tensor.to(device) for name, tensor in next(batches).items()}
+        batch = next(batches)
         optimizer.param_groups[0]["lr"] = learning_rate(train, step)
         loss = work.task.loss(network, batch)
         loss.backward()

@@ -94,7 +94,7 @@ def beside_the_bare_step(made: Trainer, precision: str, rounds: int, at_once: in
     """The loop, the bare step, and the parts of what lies between them, `at_once` times in a row."""
     twin = copy.deepcopy(made.unet).train()
     loader = made.batches(0)
-    batch = {name: tensor.to(made.accelerator.device) for name, tensor in next(loader).items()}
+    batch = next(loader)
     bare = bare_step(twin, made.task, batch, precision, made.config.gradient_clip)
     going, average = made.steps(0), itertools.count(1)
     acts: dict[str, Callable[[], object]] = {

@@ -14,7 +14,7 @@ import torch
 
 from unetdiff.config import DataConfig
 from unetdiff.data import sources
-from unetdiff.data.loader import Batch, fixed_batches, training_loader
+from unetdiff.data.loader import Batch, fixed_batches, to_network, to_tensors, training_loader
 from unetdiff.data.order import batch_indices
 from unetdiff.data.sources import Source, open_source
 
@@ -52,6 +52,17 @@ def test_batches_are_the_samples_of_the_order(source: Source):
     assert batch["label"].tolist() == read["label"].tolist()
     torch.testing.assert_close(batch["sample"], source.format.encode(read["sample"]), rtol=0, atol=0)
     assert batch["sample"].abs().max() <= 1 + 1e-6
+
+
+def test_samples_travel_as_they_are_stored_and_are_scaled_on_the_device():
+    source = open_source(DataConfig(source="digits"))
+    stored = to_tensors(source.format, source.read(np.arange(3)), np.arange(3))
+    assert stored["sample"].dtype == torch.uint8
+    arrived = to_network(source.format, stored, "cpu")["sample"]
+    torch.testing.assert_close(arrived, source.format.encode(source.read(np.arange(3))["sample"]), rtol=0, atol=0)
+    away = next(training_loader(source, DataConfig(source="digits"), batch_size=4, seed=0, device="meta"))
+    assert (away["sample"].device.type, away["sample"].dtype) == ("meta", torch.float32)
+    assert (away["label"].device.type, away["position"].device.type) == ("meta", "cpu")
 
 
 def test_resuming_and_workers_change_nothing(source: Source):

@@ -76,16 +76,21 @@ class DataFormat:
 
     def encode(self, array: np.ndarray) -> torch.Tensor:
         """Data to network: (N, *space, C) of `dtype` to float32 (N, C, *space), [low, high] to [-1, 1]; see `clip`."""
+        return self.scale(self.stored(array))
+
+    def stored(self, array: np.ndarray) -> torch.Tensor:
+        """An array (N, *space, C) as a tensor (N, C, *space) of its dtype, a copy; `scale` makes it network input."""
         import torch
 
         assert (array.ndim, array.shape[-1]) == (self.dims + 2, self.channels), array.shape
-        scaled = array.astype(np.float32)  # always a copy, which the next lines may change
+        return torch.from_numpy(np.moveaxis(array, -1, 1).copy())
+
+    def scale(self, values: torch.Tensor) -> torch.Tensor:
+        """Values of any dtype and shape to float32, [low, high] to [-1, 1], where they are; see `clip`."""
+        scaled = values.float()
         if self.clip:
-            scaled.clip(self.low, self.high, out=scaled)
-        scaled -= np.float32(self.low)
-        scaled *= np.float32(2 / (self.high - self.low))
-        scaled -= 1
-        return torch.from_numpy(scaled).movedim(-1, 1).contiguous()
+            scaled = scaled.clamp(self.low, self.high)
+        return (scaled - self.low).mul_(2 / (self.high - self.low)).sub_(1)
 
     def decode(self, samples: torch.Tensor) -> np.ndarray:
         """Network to data, the inverse of `encode`: (N, C, *space) to (N, *space, C) of `dtype`.

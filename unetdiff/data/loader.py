@@ -60,9 +60,20 @@ class Readable(Protocol):
 
 
 def to_tensors(format: DataFormat, arrays: dict[str, np.ndarray], positions: np.ndarray) -> Batch:
-    """What a source's `read` or `draw` returned as network input."""
+    """What a source's `read` or `draw` returned, samples in the dtype of their source: `to_network` does the rest."""
     others = {name: torch.from_numpy(arrays[name]) for name in ("label", "mask", "weight") if name in arrays}
-    return {"sample": format.encode(arrays["sample"]), "position": torch.from_numpy(positions), **others}
+    return {"sample": format.stored(arrays["sample"]), "position": torch.from_numpy(positions), **others}
+
+
+def to_network(format: DataFormat, batch: Batch, device: torch.device | str) -> Batch:
+    """The batch as network input on `device`: bytes travel as bytes and are scaled there.
+
+    Positions stay behind: only messages read them.
+    """
+    moved = {
+        name: tensor if name == "position" else tensor.to(device, non_blocking=True) for name, tensor in batch.items()
+    }
+    return {**moved, "sample": format.scale(moved["sample"])}
 
 
 @dataclass(frozen=True)
@@ -112,7 +123,7 @@ def training_loader(
     micro_batches: int = 1,
     prepare: Callable[[Batch], Batch] | None = None,
     workers: int | None = None,
-    pin_memory: bool = False,
+    device: torch.device | str = "cpu",
 ) -> Generator[Batch]:
     """The endless training batches of one process, from a given step on; `close()` stops its workers.
 
@@ -127,9 +138,10 @@ def training_loader(
         start_step: the first step.
         rank, world_size: this process and how many there are.
         micro_batches: batches per step; see `StepBatchSampler`.
-        prepare: what else a batch needs, a function of the batch alone; the workers do it.
+        prepare: what else a batch needs, a function of the batch alone; the workers do it, to samples that are not
+            scaled yet.
         workers: processes that read ahead, 0 for none; None takes `settings.workers`.
-        pin_memory: whether tensors go to page-locked memory, for asynchronous copies to a GPU.
+        device: where batches are wanted. Those for a GPU pass through page-locked memory, so that nobody waits.
 
     Raises:
         ValueError: the batch size does not divide; while iterating, a record cannot be decoded.
@@ -151,11 +163,11 @@ def training_loader(
         num_workers=workers,
         worker_init_fn=_start_worker,
         generator=torch.Generator().manual_seed(seed),
-        pin_memory=pin_memory,
+        pin_memory=torch.device(device).type == "cuda",
         # Forked workers share the decoded data instead of receiving a copy each.
         multiprocessing_context="fork" if workers and sys.platform == "linux" else None,
     )
-    stream = _raising(iter(loader))
+    stream = _arriving(iter(loader), source.format, device)
     atexit.register(_close, weakref.ref(stream))
     return stream
 
@@ -166,13 +178,15 @@ def _close(stream: weakref.ref[Generator]) -> None:
         alive.close()
 
 
-def _raising(batches: Iterator[Batch | ValueError]) -> Generator[Batch]:
-    """The loader's batches; an error that came in place of one is raised here, its message intact."""
+def _arriving(
+    batches: Iterator[Batch | ValueError], format: DataFormat, device: torch.device | str
+) -> Generator[Batch]:
+    """The loader's batches as network input; an error that came in place of one is raised here, its message intact."""
     try:
         for batch in batches:
             if isinstance(batch, ValueError):
                 raise batch
-            yield batch
+            yield to_network(format, batch, device)
     finally:
         del batches  # stops the workers now, although the error's traceback keeps this frame
 
@@ -187,4 +201,5 @@ def fixed_batches(source: Readable, indices: Sequence[int], batch_size: int) -> 
     """
     for first in range(0, len(indices), batch_size):
         chunk = np.asarray(indices[first : first + batch_size], dtype=np.int64)
-        yield to_tensors(source.format, source.read(chunk), np.arange(first, first + len(chunk)))
+        batch = to_tensors(source.format, source.read(chunk), np.arange(first, first + len(chunk)))
+        yield to_network(source.format, batch, "cpu")

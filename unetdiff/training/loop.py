@@ -43,8 +43,9 @@ FP16_GRACE = 16  # steps that the scaler may skip while it halves its first scal
 class Trainer:
     """One run of one task, from its newest checkpoint (or the start) to its last step.
 
-    batches: makes this process's endless prepared micro-batches from a given step on. request: a stop that was asked
-    for. bad_in_a_row, skipped: non-finite steps, lately and in all. losses: those of the steps not yet logged.
+    batches: makes this process's endless prepared micro-batches, on its device, from a given step on. request: a stop
+    that was asked for. bad_in_a_row, skipped: non-finite steps, lately and in all. losses: those of the steps not yet
+    logged.
     """
 
     run: Path
@@ -71,6 +72,7 @@ class Trainer:
             fused=self.accelerator.device.type in ("cpu", "cuda"),
         )
         self.network, self.optimizer = self.accelerator.prepare(self.unet, optimizer)
+        self.parameters = list(self.network.parameters())  # walking the modules at every step would take its time
         self.averages = WeightAverages(self.unet, self.ema)
         scaler = self.accelerator.scaler
         self.state = TrainingState(self.unet, optimizer, self.averages, scaler)
@@ -147,7 +149,8 @@ class Trainer:
         return start
 
     def begin(self, step: int) -> None:
-        """Have the batches of `step` at hand."""
+        """Have the batches of `step` at hand, and the network in training mode."""
+        self.network.train()
         self.stream = self.batches(step)
         self.fetched = together(self._fetch)
 
@@ -157,20 +160,14 @@ class Trainer:
         return self._take(self.stream)
 
     def _take(self, stream: Generator[Batch]) -> list[Batch]:
-        """The micro-batches of a step, on the device."""
-        parts = [next(stream) for _ in range(self.config.accumulation)]
-        return [{name: self._to_device(name, tensor) for name, tensor in batch.items()} for batch in parts]
-
-    def _to_device(self, name: str, tensor: Tensor) -> Tensor:
-        """Positions stay behind: only messages read them."""
-        return tensor if name == "position" else tensor.to(self.accelerator.device, non_blocking=True)
+        """The micro-batches of a step."""
+        return [next(stream) for _ in range(self.config.accumulation)]
 
     def training_step(self, step: int) -> bool:
         """One optimizer step on one global batch; returns whether some process was asked to stop."""
         config = self.config
         for group in self.optimizer.param_groups:
             group["lr"] = learning_rate(config, step)
-        self.network.train()
         loss = torch.zeros((), device=self.accelerator.device)
         micro = [(batch, self._dropout_seed(step, part)) for part, batch in enumerate(self.fetched)]
         for part, (batch, seed) in enumerate(micro):
@@ -182,7 +179,7 @@ class Trainer:
             loss += value.detach()
         for parameter in self.task.held(self.unet, step):
             parameter.grad = None  # after backward: DDP, the optimizer and a compiled graph know all weights
-        norm = self.accelerator.clip_grad_norm_(self.network.parameters(), config.gradient_clip)
+        norm = self.accelerator.clip_grad_norm_(self.parameters, config.gradient_clip)
         assert norm is not None
         failure = self._fetch_next(step)  # while a GPU still works on this step
         bad = ~torch.isfinite(norm + loss)

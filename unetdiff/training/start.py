@@ -97,7 +97,7 @@ def make_trainer(config: RunConfig, open_workload: Callable[[int], Workload]) ->
             world_size=state.num_processes,
             micro_batches=config.train.accumulation,
             prepare=work.task.prepare,
-            pin_memory=device.type == "cuda",
+            device=device,
         )
 
     return Trainer(run, unet, work.task, batches, config.train, config.ema, config.seed, accelerator)
@@ -145,9 +145,8 @@ def _decide(train: TrainConfig, unet: UNet, work: Workload, share: int, processe
     @cache
     def loss() -> Callable[[nn.Module], Tensor]:
         """Of a batch that decides."""
-        batch = next(work.loader(batch_size=samples, seed=0, workers=0, prepare=work.task.prepare))
-        moved = {name: tensor.to(device) for name, tensor in batch.items()}
-        return lambda network: work.task.loss(network, moved)
+        batch = next(work.loader(batch_size=samples, seed=0, workers=0, prepare=work.task.prepare, device=device))
+        return lambda network: work.task.loss(network, batch)
 
     choice = PrecisionChoice(train.precision, "set by train.precision")
     said = []
