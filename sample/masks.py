@@ -46,7 +46,8 @@ def arguments(given: Sequence[str]) -> argparse.Namespace:
     add("--steps", type=int, help="in which each is drawn (default: as the run says)")
     add("--sampler", choices=get_args(SamplerName), help="that draws them (default: as the run says)")
     add("--seed", type=int, help="of the dropout, or of the first mask that is drawn (default 0)")
-    add("--truth", type=Path, metavar="DIR", help="true masks by the images' names: writes metrics.md, .csv and .json")
+    add("--truth", type=Path, action="append", metavar="DIR", help="true masks by the images' names: writes "
+        "metrics.md, .csv and .json; given again, those of another annotator")  # fmt: skip
     add("--membrane", metavar="CLASS", help="class, by number or name, that separates cells, for V-Rand and V-Info, or "
         "'none' (default: as the run's settings say)")  # fmt: skip
     add("--hd95", action="store_true", help="measure the 95%% Hausdorff distance too")

@@ -174,7 +174,7 @@ def run(options: Options) -> Found:
     accelerated = options.device.type != "cpu"
     rows: list[Row] = []
     targets: list[Target] = []
-    rounds, at_once = options.rounds(15), 1 if options.quick else 10
+    rounds, at_once = options.rounds(30), 1 if options.quick else 5
     with training("digits.yaml", 4 * (rounds + 1) * at_once) as made:
         found = beside_the_bare_step(made, "float32", rounds, at_once)
     rows += rows_of(found, "digits.yaml, float32", at_once)

@@ -83,11 +83,11 @@ def test_nothing_that_was_given_is_overwritten(tmp_path: Path) -> None:
     images, truth, other = (tmp_path / name for name in ("images", "truth", "other"))
     images.mkdir()
     Image.fromarray(np.zeros((3, 4), np.uint8)).save(images / "a.png")
-    check_output(other, images, truth)
-    check_output(images / "out", images / "a.png", None)
+    check_output(other, images, [truth])
+    check_output(images / "out", images / "a.png", [])
     for out, given in ((images, images), (images / "out", images), (images, images / "a.png"), (truth, images)):
         with pytest.raises(ValueError, match="lies in the folder of"):
-            check_output(out, given, truth)
+            check_output(out, given, [truth])
 
 
 def test_sizes_are_read_from_headers_where_those_say_them(tmp_path: Path) -> None:

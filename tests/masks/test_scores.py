@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import csv
 import io
-from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -30,6 +29,11 @@ def image(seed: int, ignored: bool = False) -> tuple[Segmentation, TruthMask]:
     return found, TruthMask(Path("a.npy"), mask, ENCODING, SPACE)
 
 
+def add(scores: TruthScores, name: str, found: Segmentation, truth: TruthMask) -> None:
+    """Add an image whole."""
+    scores.add(name, found, truth.whole())
+
+
 def by_rows(scores: TruthScores, name: str, found: Segmentation, truth: TruthMask) -> None:
     """Add an image in three parts."""
     places = [slice(start, start + 5) for start in range(0, SPACE[0], 5)]
@@ -40,7 +44,7 @@ def by_rows(scores: TruthScores, name: str, found: Segmentation, truth: TruthMas
 def test_rows_have_the_figures_of_the_whole() -> None:
     whole, parts = TruthScores(OPTIONS), TruthScores(OPTIONS)
     for number in range(3):
-        whole.add(f"{number}", *image(number, ignored=number == 2))
+        add(whole, f"{number}", *image(number, ignored=number == 2))
         by_rows(parts, f"{number}", *image(number, ignored=number == 2))
     expected, found = whole.compute(), parts.compute()
     for key in ("confusion", "ignored", "mean_iou", "dice", "ece", "aurc", "image_dice", "mean_image_iou"):
@@ -54,13 +58,13 @@ def test_rows_have_the_figures_of_the_whole() -> None:
 
 def test_a_whole_image_and_a_large_one_are_added_up() -> None:
     mixed, whole = TruthScores(OPTIONS), TruthScores(OPTIONS)
-    mixed.add("a", *image(0))
+    add(mixed, "a", *image(0))
     by_rows(mixed, "b", *image(1))
     for name, seed in (("a", 0), ("b", 1)):
-        whole.add(name, *image(seed))
+        add(whole, name, *image(seed))
     assert mixed.compute()["confusion"] == whole.compute()["confusion"]
     alone = TruthScores(OPTIONS)
-    alone.add("a", *image(0))
+    add(alone, "a", *image(0))
     assert mixed.compute()["mean_boundary_f"] == alone.compute()["mean_boundary_f"]
 
 
@@ -69,14 +73,14 @@ def test_the_parts_of_several_processes_are_added_up() -> None:
     alone, first, second = (TruthScores(OPTIONS) for _ in range(3))
     for number in range(5):
         for scores in (alone, (first, second)[number % 2]):
-            (scores.add if number < 3 else partial(by_rows, scores))(f"{number}", *image(number))
+            (add if number < 3 else by_rows)(scores, f"{number}", *image(number))
     assert TruthScores.merged([second, first]).compute() == alone.compute()
 
 
 def test_tables_name_the_worst_first_and_leave_gaps_for_what_is_not_defined() -> None:
     scores = TruthScores(OPTIONS)
     for number in range(3):
-        scores.add(f"{number}", *image(number, ignored=number == 2))
+        add(scores, f"{number}", *image(number, ignored=number == 2))
     computed = scores.compute()
     assert [row["name"] for row in worst_first(computed)][2] == "2"
     dice = [row["mean_dice"] for row in worst_first(computed)[:2]]

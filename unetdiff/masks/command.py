@@ -13,7 +13,6 @@ from accelerate import PartialState
 
 from unetdiff.data.windows import Windowed
 from unetdiff.drawing import ADVICE, Drawing, check_drawing, draws
-from unetdiff.files import write_json, write_text
 from unetdiff.masks.inputs import (
     TILES,
     ImageFile,
@@ -26,9 +25,9 @@ from unetdiff.masks.inputs import (
     is_large,
     open_truth,
 )
+from unetdiff.masks.judging import Scores
 from unetdiff.masks.objects import ObjectOptions, write_objects
 from unetdiff.masks.outputs import check_names, write_rows, write_segmentation
-from unetdiff.masks.scores import TruthScores, score_list, score_page, shown
 from unetdiff.masks.settings import evaluation_of, flips_of
 from unetdiff.progress import progress
 from unetdiff.runs import Run, load_run
@@ -45,7 +44,7 @@ class Job:
     Attributes:
         runs: the members, on the device of this process.
         files: the images, of all processes.
-        out: where results go. truth: the folder of true masks, if there are any.
+        out: where results go. truths: the folders of true masks, one by annotator.
         inference: how images are predicted that are held whole. in_parts: how those are that are not.
         passes: with dropout on. drawing: how masks are drawn; its seed is that of dropout too.
         objects: how objects are told apart; None: they are not.
@@ -55,7 +54,7 @@ class Job:
     runs: Sequence[Run]
     files: Sequence[ImageFile]
     out: Path
-    truth: Path | None
+    truths: Sequence[Path]
     inference: Inference
     in_parts: Inference
     passes: int
@@ -76,7 +75,7 @@ def segment_files(options: argparse.Namespace, state: PartialState) -> list[str]
         ValueError: something that was given does not fit, in one sentence that names it.
     """
     job = together(lambda: _prepare(options, str(device_of(state))))
-    scores = None if job.truth is None else TruthScores(job.metrics)
+    scores = Scores(job.metrics, len(job.truths), draws(job.runs[0])) if job.truths else None
     said: list[str] = []
     note = [f"Note: {ADVICE}"] if draws(job.runs[0]) else []
     count, first = state.num_processes, state.is_main_process
@@ -87,8 +86,8 @@ def segment_files(options: argparse.Namespace, state: PartialState) -> list[str]
             said += [line for part in Agreement().collect(lines) for line in part]
             bar.update(min(count, len(job.files) - start))
     if scores is not None:
-        merged = TruthScores.merged(Agreement().collect(scores))
-        said += first_alone(lambda: _write_scores(job.out, merged, note))
+        merged = Scores.merged(Agreement().collect(scores))
+        said.append(first_alone(lambda: merged.write(job.out, len(job.runs), note)))
     said += note
     return [*said, f"{len(job.files)} masks in {job.out}"]
 
@@ -96,7 +95,8 @@ def segment_files(options: argparse.Namespace, state: PartialState) -> list[str]
 def _prepare(options: argparse.Namespace, device: str) -> Job:
     """Load the networks, find the images, and look at whatever may be wrong before the first is segmented."""
     images = Path(options.images)
-    check_output(options.out, images, options.truth)
+    truths = _truths(options)
+    check_output(options.out, images, truths)
     runs = [load_run(path, weights=options.weights, device=device) for path in options.runs]
     drawing = _drawing(options, runs)
     check_members(runs, options.passes or 1)
@@ -106,10 +106,19 @@ def _prepare(options: argparse.Namespace, device: str) -> Job:
     objects, metrics = _object_options(options, lead), _metric_options(options, lead)
     whole, in_parts = _inference(options, runs)
     for file in files:
-        _check_file(file, options.truth, objects, lead)
+        _check_file(file, truths, objects, lead)
     options.out.mkdir(parents=True, exist_ok=True)
     passes = options.passes or 1
-    return Job(runs, files, options.out, options.truth, whole, in_parts, passes, drawing, objects, metrics)
+    return Job(runs, files, options.out, truths, whole, in_parts, passes, drawing, objects, metrics)
+
+
+def _truths(options: argparse.Namespace) -> list[Path]:
+    """The folders of true masks, one by annotator; `ValueError` for one that is named twice."""
+    truths: list[Path] = options.truth or []
+    for place, folder in enumerate(truths):
+        if folder.resolve() in {other.resolve() for other in truths[:place]}:
+            raise ValueError(f"--truth names {folder} twice; expected a folder for each annotator")
+    return truths
 
 
 def _drawing(options: argparse.Namespace, runs: Sequence[Run]) -> Drawing:
@@ -126,7 +135,7 @@ def _drawing(options: argparse.Namespace, runs: Sequence[Run]) -> Drawing:
     return drawing
 
 
-def _check_file(file: ImageFile, truth: Path | None, objects: ObjectOptions | None, run: Run) -> None:
+def _check_file(file: ImageFile, truths: Sequence[Path], objects: ObjectOptions | None, run: Run) -> None:
     """What would end the work at this image, as far as headers say."""
     size = header_size(file.path, file.dims)
     if size is not None and is_large((*size, run.format.channels)):
@@ -134,7 +143,9 @@ def _check_file(file: ImageFile, truth: Path | None, objects: ObjectOptions | No
             raise _too_large(file, "--instances, which need an image whole")
         if draws(run):
             raise _too_large(file, f"{run.folder}, which draws masks of whole images")
-    if truth is not None:
+        if len(truths) > 1:
+            raise _too_large(file, "several --truth, which need an image whole")
+    for truth in truths:
         check_truth(truth, file, run.masks)
 
 
@@ -172,25 +183,26 @@ def _flips(axes: tuple[int, ...] | None, runs: Sequence[Run]) -> tuple[int, ...]
     return tuple(sorted(known))
 
 
-def _segment_file(job: Job, file: ImageFile, scores: TruthScores | None) -> list[str]:
+def _segment_file(job: Job, file: ImageFile, scores: Scores | None) -> list[str]:
     """An image from its file to its results; what is said of it."""
     image = file.open()
-    truth = None if job.truth is None else open_truth(job.truth, file.name, job.runs[0].masks, image.shape[:-1])
+    truths = [open_truth(folder, file.name, job.runs[0].masks, image.shape[:-1]) for folder in job.truths]
     if not is_large(image.shape):
-        return _segment_whole(job, file, np.asarray(image), truth, scores)
-    _segment_large(job, file, image, truth, scores)
+        return _segment_whole(job, file, np.asarray(image), truths, scores)
+    _segment_large(job, file, image, truths, scores)
     return []
 
 
 def _segment_whole(
-    job: Job, file: ImageFile, image: np.ndarray, truth: TruthMask | None, scores: TruthScores | None
+    job: Job, file: ImageFile, image: np.ndarray, truths: Sequence[TruthMask], scores: Scores | None
 ) -> list[str]:
     """An image whose results are held; what is said of it."""
     found = segment(job.runs, image, job.inference, passes=job.passes, name=str(file.path), **vars(job.drawing))
-    labels = None if truth is None else truth.whole()
-    write_segmentation(job.out, file.name, image, found, job.runs[0], labels, file.affine)
-    if scores is not None and truth is not None:
-        scores.add(file.name, found, truth)
+    labels = {str(folder): truth.whole() for folder, truth in zip(job.truths, truths, strict=True)}
+    shown = next(iter(labels.values()), None)
+    write_segmentation(job.out, file.name, image, found, job.runs[0], shown, file.affine)
+    if scores is not None:
+        scores.add(file.name, found, labels)
     said = _uncertainty(file, found)
     if job.objects is None:
         return said
@@ -207,14 +219,14 @@ def _uncertainty(file: ImageFile, found: Segmentation) -> list[str]:
 
 
 def _segment_large(
-    job: Job, file: ImageFile, image: Windowed, truth: TruthMask | None, scores: TruthScores | None
+    job: Job, file: ImageFile, image: Windowed, truths: Sequence[TruthMask], scores: Scores | None
 ) -> None:
     """An image whose results are written as they come."""
     if job.objects is not None:
         raise _too_large(file, "--instances, which need an image whole")
     rows = segment_rows(job.runs, image, job.in_parts, passes=job.passes, seed=job.drawing.seed, name=str(file.path))
-    if scores is not None and truth is not None:
-        rows = scores.add_rows(file.name, rows, truth)
+    if scores is not None:
+        rows = scores.add_rows(file.name, rows, truths[0])
     write_rows(job.out, file.name, image, _counted(rows, file.name, image.shape[0]), job.runs[0])
 
 
@@ -249,14 +261,3 @@ def _metric_options(options: argparse.Namespace, run: Run) -> MetricOptions:
     chosen = trained.membrane if options.membrane is None else class_of(options.membrane, run.masks, "--membrane")
     hd95 = trained.hd95 or options.hd95
     return MetricOptions(class_names=names, boundary_tolerance=trained.boundary_tolerance, hd95=hd95, membrane=chosen)
-
-
-def _write_scores(out: Path, scores: TruthScores, notes: Sequence[str]) -> list[str]:
-    """Write the figures as metrics.json, metrics.csv and metrics.md, with notes; what is said of them."""
-    computed = scores.compute()
-    write_json(out / "metrics.json", computed)
-    write_text(out / "metrics.csv", score_list(computed))
-    write_text(out / "metrics.md", "\n".join([score_page(computed), *(f"{note}." for note in notes)]).strip() + "\n")
-    rand = f", V-Rand {shown(computed['v_rand'])}" if "v_rand" in computed else ""
-    means = f"mean IoU {shown(computed['mean_iou'])}, mean Dice {shown(computed['mean_dice'])}{rand}"
-    return [f"{means} over {computed['images']} images; {out / 'metrics.md'} has the rest"]

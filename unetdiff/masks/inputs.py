@@ -204,7 +204,7 @@ def class_of(text: str, encoding: MaskEncoding, option: str) -> int | None:
     raise ValueError(f"{option} names {text!r}; the classes are 0 to {len(names) - 1}, or {', '.join(names)}")
 
 
-def check_output(out: Path, images: Path, truth: Path | None) -> None:
+def check_output(out: Path, images: Path, truths: Sequence[Path]) -> None:
     """Whether results can be written to a folder without harm.
 
     Raises:
@@ -214,9 +214,8 @@ def check_output(out: Path, images: Path, truth: Path | None) -> None:
     if out.exists() and not out.is_dir():
         raise ValueError(f"--out {out} is a file; expected a folder")
     place = out.resolve()
-    for what, folder in {"IMAGES": images.parent if images.is_file() else images, "--truth": truth}.items():
-        if folder is None:
-            continue
+    read = [("IMAGES", images.parent if images.is_file() else images), *(("--truth", truth) for truth in truths)]
+    for what, folder in read:
         inside = images.is_dir() and place.is_relative_to(folder.resolve())
         if inside or place == folder.resolve():
             raise ValueError(f"--out {out} lies in the folder of {what}, {folder}; expected another")

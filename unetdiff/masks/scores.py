@@ -8,6 +8,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from typing import Any
 
+import numpy as np
 import torch
 
 from unetdiff.masks.inputs import TruthMask
@@ -29,10 +30,9 @@ class TruthScores:
         self._whole = SegmentationMetrics(options)
         self._large: list[SegmentationMetrics] = []
 
-    def add(self, name: str, found: Segmentation, truth: TruthMask) -> None:
-        """Add an image that is held whole."""
-        labels = torch.from_numpy(truth.whole())
-        self._whole.update(torch.from_numpy(found.probabilities)[None], labels[None], names=[name])
+    def add(self, name: str, found: Segmentation, truth: np.ndarray) -> None:
+        """Add an image that is held whole, beside its labels (*space) int64."""
+        self._whole.update(torch.from_numpy(found.probabilities)[None], torch.from_numpy(truth)[None], names=[name])
 
     def add_rows(
         self, name: str, rows: Iterator[tuple[int, Segmentation]], truth: TruthMask
@@ -122,14 +122,14 @@ def score_page(computed: dict[str, Any]) -> str:
         [
             f"# Masks against their truth\n\n{counted} images, {computed['positions']} positions, "
             f"{computed['ignored']} more ignored. A dash: not defined.{parts}",
-            _table(["", "all images"], totals),
-            "## By class\n\n" + _table(["class", *columns.values(), "share of truth"], per_class),
-            "## By image, the worst first\n\n" + _table(["image", *_PER_IMAGE.values()], per_image),
+            table(["", "all images"], totals),
+            "## By class\n\n" + table(["class", *columns.values(), "share of truth"], per_class),
+            "## By image, the worst first\n\n" + table(["image", *_PER_IMAGE.values()], per_image),
         ]
     ) + "\n"  # fmt: skip
 
 
-def _table(head: list[str], rows: list[list[str]]) -> str:
+def table(head: list[str], rows: list[list[str]]) -> str:
     """A table in Markdown; the first column on the left, numbers on the right."""
     lines = [head, ["---", *["---:"] * (len(head) - 1)], *([cell.replace("|", "\\|") for cell in row] for row in rows)]
     return "\n".join(f"| {' | '.join(line)} |" for line in lines)
