@@ -4,14 +4,18 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
 from torch.testing import assert_close
 
-from tests.runs import left_behind, trainer
+from tests.runs import left_behind, settings, trainer
+from unetdiff.config import DiffusionConfig
+from unetdiff.diffusion.options import VarianceName
 from unetdiff.run_config import EmaConfig
+from unetdiff.training.denoise import denoising_trainer
 from unetdiff.training.ema import WeightAverages
 from unetdiff.training.health import TrainingStopped
 from unetdiff.training.loop import Trainer
@@ -73,9 +77,9 @@ def lines_of(run: Path, kind: str) -> list[dict]:
 
 
 def test_the_device_leaves_out_what_the_host_would(tmp_path: Path) -> None:
-    settings = {"steps": 8, "checkpoint_every": 8, "log_every": 3, "model": {"dropout": 0.2}}
-    poisoned(trainer(tmp_path / "host", **settings), {1, 4}).fit()
-    on_device(poisoned(trainer(tmp_path / "device", **settings), {1, 4})).fit()
+    given = {"steps": 8, "checkpoint_every": 8, "log_every": 3, "model": {"dropout": 0.2}}
+    poisoned(trainer(tmp_path / "host", **given), {1, 4}).fit()
+    on_device(poisoned(trainer(tmp_path / "device", **given), {1, 4})).fit()
     host, device = left_behind(tmp_path / "host"), left_behind(tmp_path / "device")
     exact = {key for key in host if key.startswith("raw.") or key.startswith("optimizer.")}
     assert_close({key: device[key] for key in exact}, {key: host[key] for key in exact}, rtol=0, atol=0)
@@ -101,8 +105,10 @@ def test_a_run_that_the_device_left_out_too_often_stops_with_its_last_good_check
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
-def test_no_step_waits_for_the_gpu(tmp_path: Path) -> None:
-    made = poisoned(trainer(tmp_path / "run", steps=12, log_every=100, model={"class_conditional": False}), {5})
+@pytest.mark.parametrize("variance", ["fixed", "learned"])
+def test_no_step_waits_for_the_gpu(variance: VarianceName, tmp_path: Path) -> None:
+    config = settings(tmp_path / "run", steps=12, log_every=100, model={"class_conditional": False})
+    made = poisoned(denoising_trainer(replace(config, diffusion=DiffusionConfig(variance=variance))), {5})
     made.restore()
     made.begin(0)
     made.training_step(0)  # allocates, and moves tables

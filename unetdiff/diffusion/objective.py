@@ -14,7 +14,7 @@ from torch import Tensor
 
 from unetdiff.diffusion.guidance import Denoiser
 from unetdiff.diffusion.options import TargetName, VarianceName, WeightingName
-from unetdiff.diffusion.schedule import TARGETS, add_noise, predicted_x0, snr, split_variance, target_value
+from unetdiff.diffusion.schedule import TARGETS, add_noise, alpha_bars, predicted_x0, snr, split_variance, target_value
 
 # Weight of the squared error of x0 at a signal-to-noise ratio, (SNR, gamma) -> weight; `uniform` is the one that
 # weighs the error of the prediction itself, so its weight of x0 is the target's own.
@@ -192,8 +192,8 @@ class _Posterior(NamedTuple):
 
 
 def _posterior(scheduler: DDPMScheduler, timesteps: Tensor, ndim: int) -> _Posterior:
-    signal = scheduler.alphas_cumprod
-    before = torch.cat([torch.ones(1), signal[:-1].cpu()]).to(signal.device)
+    signal = alpha_bars(scheduler, timesteps.device)
+    before = torch.cat([torch.ones_like(signal[:1]), signal[:-1]])
     beta = 1 - signal / before
     variance = (1 - before) / (1 - signal) * beta
     variance[0] = variance[1]  # it is zero at timestep 0 and has no logarithm; the released code of the paper
@@ -203,7 +203,7 @@ def _posterior(scheduler: DDPMScheduler, timesteps: Tensor, ndim: int) -> _Poste
         variance.log(),
         beta.log(),
     )
-    return _Posterior(*(field.to(timesteps.device)[timesteps].reshape(-1, *[1] * (ndim - 1)) for field in fields))
+    return _Posterior(*(field[timesteps].reshape(-1, *[1] * (ndim - 1)) for field in fields))
 
 
 def _normal_kl(mean: Tensor, log_variance: Tensor, other_mean: Tensor, other_log_variance: Tensor) -> Tensor:

@@ -147,7 +147,7 @@ def target_name(scheduler: Any) -> TargetName:
     raise ValueError(f"prediction_type {scheduler.config.prediction_type!r} is not one of {known}.")
 
 
-def _table(scheduler: Any, device: torch.device) -> Tensor:
+def alpha_bars(scheduler: Any, device: torch.device) -> Tensor:
     """A scheduler's alpha_bar of all timesteps on a device, moved there once: a copy makes the host wait."""
     source = scheduler.alphas_cumprod
     if source.device == device:
@@ -163,7 +163,7 @@ def alpha_bar(scheduler: Any, timesteps: Tensor) -> Tensor:
 
     Between two timesteps (some solvers ask there) the log SNR is interpolated linearly, as diffusers does it.
     """
-    table = _table(scheduler, timesteps.device)
+    table = alpha_bars(scheduler, timesteps.device)
     if not timesteps.is_floating_point():
         return table[timesteps]
     below = timesteps.floor().long()
