@@ -36,6 +36,7 @@ ORDER = [
     ["segmenting"],
     ["masks.inputs", "masks.outputs", "masks.settings"],
     ["masks.scores", "masks.objects"],
+    ["masks.judging"],
     ["training.processes"],
     ["masks.command"],
     ["convert"],

@@ -49,6 +49,12 @@ def test_layout_and_range(dims: int):
     np.testing.assert_allclose(form.decode(encoded), array, atol=2e-6)
 
 
+def test_the_order_of_bytes_does_not_matter():
+    array = np.arange(8, dtype=np.uint16).reshape(1, 2, 4, 1)
+    form = image_format("uint16")
+    torch.testing.assert_close(form.encode(array.astype(">u2")), form.encode(array), rtol=0, atol=0)
+
+
 def test_encode_leaves_its_input_alone():
     array = np.full((1, 2, 2, 1), 3, np.float32)
     image_format("float32").encode(array)

@@ -14,7 +14,8 @@ import torch
 
 from unetdiff.config import DataConfig
 from unetdiff.data import sources
-from unetdiff.data.loader import Batch, fixed_batches, to_network, to_tensors, training_loader
+from unetdiff.data.formats import DataFormat
+from unetdiff.data.loader import Batch, fixed_batches, training_loader
 from unetdiff.data.order import batch_indices
 from unetdiff.data.sources import Source, open_source
 
@@ -54,13 +55,18 @@ def test_batches_are_the_samples_of_the_order(source: Source):
     assert batch["sample"].abs().max() <= 1 + 1e-6
 
 
-def test_samples_travel_as_they_are_stored_and_are_scaled_on_the_device():
+def test_samples_travel_as_they_are_stored_and_are_scaled_on_the_device(monkeypatch):
     source = open_source(DataConfig(source="digits"))
-    stored = to_tensors(source.format, source.read(np.arange(3)), np.arange(3))
-    assert stored["sample"].dtype == torch.uint8
-    arrived = to_network(source.format, stored, "cpu")["sample"]
-    torch.testing.assert_close(arrived, source.format.encode(source.read(np.arange(3))["sample"]), rtol=0, atol=0)
+    seen = []
+
+    def scale(self: DataFormat, values: torch.Tensor) -> torch.Tensor:
+        seen.append((values.device.type, values.dtype))
+        return whole(self, values)
+
+    whole = DataFormat.scale
+    monkeypatch.setattr(DataFormat, "scale", scale)
     away = next(training_loader(source, DataConfig(source="digits"), batch_size=4, seed=0, device="meta"))
+    assert seen == [("meta", torch.uint8)]
     assert (away["sample"].device.type, away["sample"].dtype) == ("meta", torch.float32)
     assert (away["label"].device.type, away["position"].device.type) == ("meta", "cpu")
 

@@ -83,7 +83,8 @@ class DataFormat:
         import torch
 
         assert (array.ndim, array.shape[-1]) == (self.dims + 2, self.channels), array.shape
-        return torch.from_numpy(np.moveaxis(array, -1, 1).copy())
+        native = array.dtype.newbyteorder("=")
+        return torch.from_numpy(np.moveaxis(array, -1, 1).astype(native, order="C"))
 
     def scale(self, values: torch.Tensor) -> torch.Tensor:
         """Values of any dtype and shape to float32, [low, high] to [-1, 1], where they are; see `clip`."""

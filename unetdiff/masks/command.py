@@ -36,6 +36,8 @@ from unetdiff.segmentation.predict import Inference
 from unetdiff.segmenting import DRAWN_MAPS, Segmentation, check_members, segment, segment_rows
 from unetdiff.training.processes import Agreement, device_of, first_alone, together
 
+SEVERAL_TRUTHS = "several --truth, which need an image whole"
+
 
 @dataclass(frozen=True)
 class Job:
@@ -144,7 +146,7 @@ def _check_file(file: ImageFile, truths: Sequence[Path], objects: ObjectOptions 
         if draws(run):
             raise _too_large(file, f"{run.folder}, which draws masks of whole images")
         if len(truths) > 1:
-            raise _too_large(file, "several --truth, which need an image whole")
+            raise _too_large(file, SEVERAL_TRUTHS)
     for truth in truths:
         check_truth(truth, file, run.masks)
 
@@ -224,6 +226,8 @@ def _segment_large(
     """An image whose results are written as they come."""
     if job.objects is not None:
         raise _too_large(file, "--instances, which need an image whole")
+    if len(truths) > 1:  # only decoding says how large some files are
+        raise _too_large(file, SEVERAL_TRUTHS)
     rows = segment_rows(job.runs, image, job.in_parts, passes=job.passes, seed=job.drawing.seed, name=str(file.path))
     if scores is not None:
         rows = scores.add_rows(file.name, rows, truths[0])

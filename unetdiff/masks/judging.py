@@ -23,14 +23,14 @@ _SUMMARY = {
     "to_truth": "distance of a mask and a truth",
     "between_samples": "distance of two masks",
     "between_truths": "distance of two truths",
-    "vote_entropy": "vote entropy (nats)",
-    "error_auroc": "AUROC of vote entropy for errors",
 }
+_OF_VOTES = {"vote_entropy": "vote entropy (nats)", "error_auroc": "AUROC of vote entropy for errors"}
 
 RULES = """GED² = 2 E d(S, Y) - E d(S, S') - E d(Y, Y'), where d is 1 - IoU, the mean over the classes but {background}
 and 0 for one that neither mask holds; means are over all pairs, those of a mask with itself too, and depend on the
-number of masks. Hungarian IoU: of the best one-to-one matching, both sets repeated to one size. AUROC: whether a
-position where the most voted class is wrong has a higher vote entropy than one where it is right."""
+number of masks. Hungarian IoU: of the best one-to-one matching, both sets repeated to one size."""
+VOTES = """AUROC: whether a position where the most voted class is wrong has a higher vote entropy than one where it is
+right. {spread}"""
 
 
 class Scores:
@@ -75,7 +75,7 @@ class Scores:
         networks: how many made the masks.
         """
         computed = self._single.compute()
-        pages, also = [score_page(computed).strip()], ""
+        pages, also = [score_page(computed, self.annotators).strip()], ""
         if self._several is not None:
             computed["several"] = self._several.compute()
             pages.append(several_page(computed["several"], self._several.options.background, networks))
@@ -94,15 +94,19 @@ class Scores:
 def several_page(computed: dict[str, Any], background: int | None, networks: int) -> str:
     """The figures of `SampleMetrics.compute` as a section in Markdown, with what they speak of.
 
-    background: the class that distances leave out. networks: how many made the masks.
+    background: the class that distances leave out. networks: how many drew the masks.
     """
     counts = [" or ".join(map(str, computed[name])) for name in ("samples", "truths")]
     left_out = "none" if background is None else computed["class_names"][background]
+    drawn, shares = max(computed["samples"]), _SUMMARY
+    notes = [RULES.format(background=left_out)]
+    if drawn > 1:
+        shares = _SUMMARY | _OF_VOTES
+        notes.append(VOTES.format(spread=spread_note(drawn // networks, networks)))
     return "\n\n".join(
         [
             f"## Masks beside truths\n\nMasks of an image: {counts[0]}; truths: {counts[1]}. Means over images.",
-            table(["", "all images"], [[label, shown(computed[key])] for key, label in _SUMMARY.items()]),
-            RULES.format(background=left_out),
-            spread_note(max(1, max(computed["samples"]) // networks), networks),
+            table(["", "all images"], [[label, shown(computed[key])] for key, label in shares.items()]),
+            *notes,
         ]
     )

@@ -104,9 +104,13 @@ def worst_first(computed: dict[str, Any]) -> list[dict[str, Any]]:
     return sorted(computed["per_image"], key=lambda row: (row["mean_dice"] is None, row["mean_dice"], row["name"]))
 
 
-def score_page(computed: dict[str, Any]) -> str:
-    """The figures of `TruthScores.compute` as a page of tables in Markdown."""
+def score_page(computed: dict[str, Any], annotators: int = 1) -> str:
+    """The figures of `TruthScores.compute` as a page of tables in Markdown.
+
+    annotators: how many truths each image was added with.
+    """
     counted, classes = computed["images"], computed["class_names"]
+    said = f"{counted} images" if annotators == 1 else f"{counted // annotators} images with {annotators} truths each"
     parts = "" if computed["images_whole"] == counted else (
         f"\n\nBoundaries and Rand scores are those of the {computed['images_whole']} images that are held whole."
     )  # fmt: skip
@@ -120,7 +124,7 @@ def score_page(computed: dict[str, Any]) -> str:
     per_image = [[row["name"], *(shown(row[key]) for key in _PER_IMAGE)] for row in worst_first(computed)]
     return "\n\n".join(
         [
-            f"# Masks against their truth\n\n{counted} images, {computed['positions']} positions, "
+            f"# Masks against their truth\n\n{said}, {computed['positions']} positions, "
             f"{computed['ignored']} more ignored. A dash: not defined.{parts}",
             table(["", "all images"], totals),
             "## By class\n\n" + table(["class", *columns.values(), "share of truth"], per_class),
