@@ -23,7 +23,8 @@ if TYPE_CHECKING:
 
 Batch = dict[str, torch.Tensor]
 """Keys: "sample" float32 (n, C, *space) in [-1, 1], "label" int64 (n,) or "mask" int64 (n, *space) if any, "weight"
-float32 (n, *space) of its positions if any, "position" int64 (n,). Before `to_network` "sample" is of the data's dtype."""
+float32 (n, *space) of its positions if any, "position" int64 (n,). Until `to_network` scales it, "sample" has the dtype
+of the data."""
 
 GRACE_SECONDS = 30
 """How long a worker outlives SIGTERM."""
