@@ -29,6 +29,8 @@ from unetdiff.masks import command as mask_command
 from unetdiff.masks import inputs as mask_inputs
 from unetdiff.presets import preset
 from unetdiff.runs import Companions, write_network
+from unetdiff.segmentation.metrics import MetricOptions, SegmentationMetrics
+from unetdiff.segmenting import segment
 
 RANGES = {"uint8": (0.0, 255.0), "uint16": (0.0, 65535.0), "float32": (-1.0, 1.0)}
 ENCODING = MaskEncoding(kind="values", values=(0, 100, 200), class_names=("ground", "cell", "wall"), ignore=(255,))
@@ -571,6 +573,25 @@ def test_masks_of_nifti_volumes_lie_where_the_images_lie(masks, tmp_path: Path) 
         held = nibabel.load(tmp_path / "out" / name)
         assert held.shape == (9, 7, 5)
         assert_close(held.affine, affine)
+
+
+def test_distances_in_nifti_volumes_are_in_millimetres(masks, tmp_path: Path) -> None:
+    nibabel = pytest.importorskip("nibabel")
+    run = run_folder(tmp_path / "run", "float32", dims=3)
+    for folder in ("images", "truth"):
+        (tmp_path / folder).mkdir()
+    image, truth = noise(9, 7, 5, dtype="float32"), 100 * (noise(9, 7, 5) % 3)
+    turned = np.array([[0, 0, 3.0, 1], [0.25, 0, 0, 2], [0, 0.5, 0, 3], [0, 0, 0, 1]])  # axes in another order
+    nibabel.save(nibabel.Nifti1Image(image, turned), tmp_path / "images" / "a.nii.gz")
+    nibabel.save(nibabel.Nifti1Image(truth.astype(np.uint8), turned), tmp_path / "truth" / "a.nii.gz")
+    code, _, errors = masks(run, "--truth", f"{tmp_path}/truth", "--hd95")
+    assert code == 0, errors
+    metrics = SegmentationMetrics(MetricOptions(class_names=load_run(run).masks.class_names, hd95=True))
+    found = segment(load_run(run), image.T[..., None])
+    labels = torch.from_numpy(truth.T // 100).long()[None]
+    metrics.update(torch.from_numpy(found.probabilities)[None], labels, (3.0, 0.5, 0.25))
+    computed = json.loads((tmp_path / "out" / "metrics.json").read_text())
+    assert computed["hd95"] == pytest.approx(metrics.compute()["hd95"])
 
 
 PEAK = """

@@ -204,7 +204,7 @@ def _segment_whole(
     shown = next(iter(labels.values()), None)
     write_segmentation(job.out, file.name, image, found, job.runs[0], shown, file.affine)
     if scores is not None:
-        scores.add(file.name, found, labels)
+        scores.add(file.name, found, labels, file.spacing)
     said = _uncertainty(file, found)
     if job.objects is None:
         return said

@@ -69,6 +69,15 @@ class ImageFile:
         """(4, 4), where the voxels of a NIfTI file lie; None for other files."""
         return nifti_affine(self.path) if suffix_of(self.path) in NIFTI else None
 
+    @property
+    def spacing(self) -> tuple[float, ...] | None:
+        """The distance between neighbours along each axis, where the file says it: of NIfTI files, in millimetres."""
+        affine = self.affine
+        if affine is None:
+            return None
+        lengths = np.linalg.norm(affine[:3, :3], axis=0)[::-1]  # arrays have the file's last axis first
+        return tuple(map(float, lengths[-self.dims :]))
+
 
 def find_images(path: Path, format: DataFormat) -> list[ImageFile]:
     """An image, or those in a folder and the folders in it, with names that all differ.

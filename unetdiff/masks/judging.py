@@ -45,10 +45,16 @@ class Scores:
         several = drawn or annotators > 1
         self._several = SampleMetrics(SampleOptions(class_names=options.class_names)) if several else None
 
-    def add(self, name: str, found: Segmentation, truths: Mapping[str, np.ndarray]) -> None:
-        """Add an image that is held whole, beside its labels (*space) int64 by annotator."""
+    def add(
+        self,
+        name: str,
+        found: Segmentation,
+        truths: Mapping[str, np.ndarray],
+        spacing: Sequence[float] | None = None,
+    ) -> None:
+        """Add an image that is held whole, beside its labels (*space) int64 by annotator; spacing: for HD95."""
         for annotator, labels in truths.items():
-            self._single.add(name if len(truths) == 1 else f"{name}, {annotator}", found, labels)
+            self._single.add(name if len(truths) == 1 else f"{name}, {annotator}", found, labels, spacing)
         if self._several is not None:
             samples = found.labels[None] if found.masks is None else found.masks
             stacked = np.stack(list(truths.values()))

@@ -30,9 +30,10 @@ class TruthScores:
         self._whole = SegmentationMetrics(options)
         self._large: list[SegmentationMetrics] = []
 
-    def add(self, name: str, found: Segmentation, truth: np.ndarray) -> None:
-        """Add an image that is held whole, beside its labels (*space) int64."""
-        self._whole.update(torch.from_numpy(found.probabilities)[None], torch.from_numpy(truth)[None], names=[name])
+    def add(self, name: str, found: Segmentation, truth: np.ndarray, spacing: Sequence[float] | None = None) -> None:
+        """Add an image that is held whole, beside its labels (*space) int64; see `SegmentationMetrics.update`."""
+        probabilities, labels = torch.from_numpy(found.probabilities)[None], torch.from_numpy(truth)[None]
+        self._whole.update(probabilities, labels, spacing, names=[name])
 
     def add_rows(
         self, name: str, rows: Iterator[tuple[int, Segmentation]], truth: TruthMask
@@ -83,7 +84,7 @@ _SUMMARY = {
     "mean_dice": "mean Dice",
     "accuracy": "accuracy",
     "mean_boundary_f": "mean boundary F",
-    "mean_hd95": "mean HD95 (positions)",
+    "mean_hd95": "mean HD95 (positions; of NIfTI files millimetres)",
     "v_rand": "V-Rand",
     "v_info": "V-Info",
     "ece": "calibration error (ECE)",
