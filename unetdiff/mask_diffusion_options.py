@@ -32,8 +32,10 @@ class MaskDiffusionConfig:
         target: what the network says: `cross_entropy`, a score per class, whose softmax is the expected mask; or by
             squared error `x0`, `epsilon` or `v`.
         weighting: of timesteps in the squared error.
-        schedule, num_train_timesteps: the noise.
-        sampler, steps: how masks are drawn, unless told otherwise; the samplers are those of images.
+        schedule: how noise grows over the timesteps.
+        num_train_timesteps: how many timesteps there are.
+        sampler: what draws masks, unless told otherwise: those of images.
+        steps: in how many steps it draws them.
         masks: how many per image in validation, and where nobody says how many.
         encoder_channels: with `encoder`, the widths of the image's network; none: those of the model.
         feature_channels: with `encoder`, how many features it makes of the image.

@@ -79,7 +79,8 @@ class TrainConfig:
     """The loop.
 
     Args:
-        steps: optimizer steps. batch_size: samples per step, all processes and accumulation together.
+        steps: optimizer steps.
+        batch_size: samples per step, all processes and accumulation together.
         accumulation: micro-batches per process and step.
         learning_rate: peak rate of AdamW.
         warmup_steps: steps of the linear rise to it.

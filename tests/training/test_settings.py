@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import dataclasses
+import typing
 from pathlib import Path
 from typing import Any
 
+import docstring_parser
 import numpy as np
 import pytest
 from PIL import Image
@@ -14,6 +16,7 @@ from tests.runs import ROOT, fit, left_behind, relative_difference, settings
 from unetdiff import load_run, sample_images
 from unetdiff.config import DenoiseConfig, DiffusionConfig
 from unetdiff.run_config import EmaConfig, TrainConfig
+from unetdiff.segment_config import SegmentConfig
 from unetdiff.training.denoise import denoising_trainer
 
 RUNS: dict[str, dict[str, Any]] = {
@@ -100,3 +103,23 @@ def test_every_setting_of_training_is_in_use() -> None:
     sources = "\n".join(path.read_text() for path in (ROOT / "unetdiff").rglob("*.py") if path.name != "config.py")
     fields = [field.name for field in dataclasses.fields(TrainConfig)]
     assert [name for name in fields if f".{name}" not in sources] == []
+
+
+def settings_classes(kind: type, known: set[type]) -> set[type]:
+    """A class of settings and those of its fields."""
+    if kind not in known:
+        known.add(kind)
+        for hint in typing.get_type_hints(kind).values():
+            for entry in (hint, *typing.get_args(hint)):
+                if dataclasses.is_dataclass(entry):
+                    settings_classes(typing.cast(type, entry), known)
+    return known
+
+
+@pytest.mark.parametrize("kind", [DenoiseConfig, SegmentConfig])
+def test_help_explains_every_setting(kind: type) -> None:
+    """An entry of its own in the docstring, which `--help` shows."""
+    for group in settings_classes(kind, set()):
+        bases = [base for base in group.__mro__ if dataclasses.is_dataclass(base)]
+        explained = {entry.arg_name for base in bases for entry in docstring_parser.parse(base.__doc__ or "").params}
+        assert {field.name for field in dataclasses.fields(group)} <= explained, group

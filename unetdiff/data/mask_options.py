@@ -50,8 +50,9 @@ class WarpConfig:
         elastic: standard deviation in pixels of the displacements of the coarse grid (Ronneberger et al. 2015: 10).
         elastic_grid: points of that grid along each axis.
         fill: masks outside of the image: `reflect` as the image always is, or `ignore`.
-        gain, offset, gamma: u becomes gain u^gamma + offset for u = 0 ... 1 over the data's range; the setting is
-            the largest relative change of gain and gamma, and the largest offset.
+        gain: largest relative change of it, where u = 0 ... 1 over the data's range becomes gain u^gamma + offset.
+        offset: the largest, as a share of the data's range.
+        gamma: largest relative change of it.
         noise: largest standard deviation of Gaussian noise, as a share of the data's range.
     """
 
@@ -167,7 +168,8 @@ class MaskDataConfig:
         path: the folder, file or hub name.
         mask_path: masks that are not beside the images: a folder, or the file that belongs to a file.
         mask_suffix: what the stem of a mask has behind the image's, such as _mask.
-        image_column: column of a `dataset` with the images. mask_column: the one with the masks.
+        image_column: column of a `dataset` with the images.
+        mask_column: column of a `dataset` with the masks.
         dims: spatial axes where shapes leave it open; 3 with a folder of 2-D images reads them as one stack.
         range: the lowest and highest value that the network tells apart, which become -1 and 1; values beyond are
             clipped, as those of CT to a window. None: all that integers may hold, or floats do in training images.
@@ -178,11 +180,14 @@ class MaskDataConfig:
         split: `own` takes the source's splits (folders or tables named train, validation, test; all is training data
             where there are none), `names` matches names or groups, `depth` cuts along the first axis (of volumes, or
             of the sorted images), `fraction` draws at random with `split_seed`.
-        train, validation, test: for `names`, globs, or .txt files that list names; for `depth`, ranges such as 0-21,
-            both ends included.
+        train: what is training data: for `names`, globs, or .txt files that list names; for `depth`, ranges such as
+            0-21, both ends included.
+        validation: what validation data is, likewise.
+        test: what test data is, likewise.
         group: regular expression on the name; images with the same (first) group stay in one split, and `names`
             then matches groups.
-        validation_fraction, test_fraction: shares of all images or groups, for `fraction`.
+        validation_fraction: share of all images or groups that is validation data, for `fraction`.
+        test_fraction: share that is test data, for `fraction`.
         split_seed: of that draw.
         train_limit: use only this many training images, evenly spaced over their order.
         size: what is cut from training images; none: all must have one size. Other splits are kept whole.
