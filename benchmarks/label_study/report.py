@@ -34,6 +34,8 @@ COLUMNS: dict[str, Callable[[dict[str, Any]], float]] = {
     "V-Info": lambda figures: figures["v_info"],
     "ECE": lambda figures: figures["ece"],
     "NLL": lambda figures: figures["nll"],
+    "oracle V-Rand": lambda figures: figures["oracle_v_rand"],
+    "at": lambda figures: figures["oracle_v_rand_threshold"],
 }
 """Figures over all test images of a fit."""
 
@@ -91,6 +93,9 @@ def _of_number(config: StudyConfig, results: Sequence[Result], n: int) -> list[s
         f"## {n} labelled slice{'s' if n > 1 else ''}",
         "",
         f"{fits}: mean ± standard deviation over fits; seconds are the median of a fit.",
+        "Oracle V-Rand: the best over thresholds of the membrane's probability, one for all test slices and chosen on",
+        "their truth, so an upper bound and no result; at: that threshold. Where it is far below 0.5, membranes are broken",
+        "where the network finds them unlikely rather than where it does not see them.",
         "",
         f"![Membrane Dice and V-Rand of every arm, a point per fit](pictures/label_efficiency_{n}.png)",
         "",
