@@ -94,8 +94,8 @@ def _of_number(config: StudyConfig, results: Sequence[Result], n: int) -> list[s
         "",
         f"{fits}: mean ± standard deviation over fits; seconds are the median of a fit.",
         "Oracle V-Rand: the best over thresholds of the membrane's probability, one for all test slices and chosen on",
-        "their truth, so an upper bound and no result; at: that threshold. Where it is far below 0.5, membranes are broken",
-        "where the network finds them unlikely rather than where it does not see them.",
+        "their truth, so an upper bound and no result; at: that threshold. Where it is far below 0.5, membranes are",
+        "broken where the network finds them unlikely rather than where it does not see them.",
         "",
         f"![Membrane Dice and V-Rand of every arm, a point per fit](pictures/label_efficiency_{n}.png)",
         "",
@@ -181,11 +181,11 @@ def write_report(config: StudyConfig, folder: Path, docs: Path, command: str) ->
     results = [result for result in read_results(folder) if result["arm"] in config.arms]
     for n in config.labelled:
         of_number = [result for result in results if result["n"] == n]
+        fitted = [name for name in config.arms if any(result["arm"] == name for result in of_number)]
         shown = {title: COLUMNS[title] for title in ("membrane Dice", "V-Rand")}
         points = {
             title: {
-                name: [column(result["figures"]) for result in of_number if result["arm"] == name]
-                for name in config.arms
+                name: [column(result["figures"]) for result in of_number if result["arm"] == name] for name in fitted
             }
             for title, column in shown.items()
         }
