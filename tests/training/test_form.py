@@ -13,6 +13,7 @@ from torch.testing import assert_close
 
 from tests.runs import fit, left_behind, relative_difference, trainer
 from unetdiff.config import parse_denoise
+from unetdiff.runs import step_of
 from unetdiff.training import form
 from unetdiff.training.form import Trial, choose_forms
 from unetdiff.training.run_folder import read_runtime
@@ -126,6 +127,7 @@ def test_runs_from_before_the_settings_are_read(tmp_path: Path) -> None:
         del held[name]
     file.write_text(json.dumps(held))
     fit(tmp_path / "run", steps=6)
+    assert step_of(tmp_path / "run") == 6
 
 
 @pytest.mark.parametrize(
